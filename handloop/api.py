@@ -1,0 +1,119 @@
+"""The library calls: arrays or tensors in, one result out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handloop.core.camera import Camera
+from handloop.core.errors import InputError
+from handloop.core.keypoints import Keypoints
+from handloop.core.results import FitResult
+from handloop.fitting.fit import fit_keypoints
+from handloop.fitting.problem import HandModels
+from handloop.fitting.recipes import RECIPES, Recipe
+from handloop.hand.load import load_hand
+from handloop.hand.model import HandPair
+
+
+def fit(
+    keypoints: Keypoints | np.ndarray | Tensor,
+    K: Camera | np.ndarray | Tensor | Sequence[Sequence[float]] | None = None,
+    *,
+    is_right: np.ndarray | Tensor | bool = True,
+    image_size: np.ndarray | Tensor | Sequence[float] | None = None,
+    hand: HandPair | str | os.PathLike[str] | None = None,
+    recipe: Recipe | str = "default",
+    hand_length_mm: float | np.ndarray | Tensor | None = None,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float64,
+) -> FitResult:
+    """Fit a hand to each set of 21 keypoints.
+
+    Args:
+        keypoints: (B, 21, 2) or (B, 21, 3) px with confidence, OpenPose order; or `Keypoints`, which then say side and
+            image size themselves.
+        K: (3, 3) or (B, 3, 3) camera matrix, or a `Camera` with lens distortion; None assumes a focal length, and the
+            result's `camera.known` says that depth is not metric.
+        is_right: the person's own side, for all or (B,).
+        image_size: (w, h) px or (B, 2).
+        hand: what `load_hand` takes: a MANO file or folder; None for HANDLOOP_MANO or the embedded hand.
+        recipe: a `Recipe` or one of `RECIPES`.
+        hand_length_mm: wrist joint to middle fingertip where it is known: makes size and depth metric.
+        device: "auto" takes a CUDA device if there is one; else as torch names it.
+        dtype: torch.float64, or torch.float32 for speed on a GPU.
+
+    Returns:
+        `FitResult` with one row per hand, in order. A hand that cannot be fitted has NaN parameters and a `status`.
+
+    Raises:
+        InputError: wrong shapes or options.
+        ModelError: the hand model cannot be read.
+    """
+    if not isinstance(keypoints, Keypoints):
+        keypoints = Keypoints.from_arrays(keypoints, is_right, image_size)
+    n = len(keypoints)
+    if K is None:
+        camera = Camera.assumed(keypoints.image_size, keypoints.box())
+    elif isinstance(K, Camera):
+        camera = K
+    else:
+        camera = Camera.from_matrix(K, n)
+    length = None
+    if hand_length_mm is not None:
+        length = torch.as_tensor(hand_length_mm, dtype=torch.float64).expand(n) / 1000
+        if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
+            raise InputError("a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip.")
+    return fit_keypoints(
+        hand_models(hand, pick_device(device), dtype), keypoints, camera, pick_recipe(recipe), length
+    )
+
+
+def pick_recipe(recipe: Recipe | str) -> Recipe:
+    """A recipe by name, or itself.
+
+    Raises:
+        InputError: no recipe has this name.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise InputError(f"the recipe {recipe!r} is unknown, expected one of {', '.join(RECIPES)}.")
+    return RECIPES[recipe]
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:1" to a device.
+
+    Raises:
+        InputError: the name means nothing, or there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"the device {name!r} is unknown, expected auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"the device {name!r} was asked for, but torch finds no CUDA device; use auto or cpu.")
+    return device
+
+
+def hand_models(
+    hand: HandPair | str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype
+) -> HandModels:
+    """Models ready to fit. Those read from files are kept, because reading one takes longer than fitting a hand."""
+    if isinstance(hand, HandPair):
+        return HandModels.of(hand, dtype, device)
+    path = os.environ.get("HANDLOOP_MANO", "") if hand is None else os.fspath(hand)
+    return _models_of(path, device, dtype)
+
+
+@lru_cache(maxsize=4)
+def _models_of(path: str, device: torch.device, dtype: torch.dtype) -> HandModels:
+    return HandModels.of(load_hand(path or None), dtype, device)

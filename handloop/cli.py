@@ -1,0 +1,109 @@
+"""The command line: `handloop fit`, `handloop doctor`.
+
+Only light imports at the top: `handloop --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from handloop._version import __version__
+
+
+@dataclass(frozen=True)
+class FitCommand:
+    """Fit MANO hands to keypoint files and write results.npz, summary.json and report.html."""
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Keypoint files or folders of them: OpenPose JSON, MediaPipe dumps (JSON, pbtxt, npy), npz, CSV."""
+    out: Path
+    """Folder for the results; made if missing."""
+    mano: str | None = None
+    """MANO file or folder. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+    camera: Path | None = None
+    """Camera file with K and perhaps distortion (JSON, YAML, npz), for all hands."""
+    focal: float | None = None
+    """Focal length in px, for all hands; the principal point is the middle of the picture."""
+    fov: float | None = None
+    """Horizontal field of view in degrees, for all hands; needs the image size."""
+    free_focal: float | None = None
+    """Where the focal length is assumed, fit it too, with this relative deviation (0.3 is reasonable)."""
+    hand: Literal["right", "left"] | None = None
+    """Side of every hand, where the files do not say or are wrong."""
+    hand_length: float | None = None
+    """Known hand length in mm, wrist joint to middle fingertip: makes depth metric."""
+    noise: float | None = None
+    """Standard deviation of the keypoints in px of a hand whose box is 224 px; 4 covers detectors and the model."""
+    recipe: Literal["default", "fast", "careful"] = "default"
+    """How thoroughly to search."""
+    save: tuple[Literal["meshes", "overlays"], ...] = ()
+    """Also write meshes/*.obj, or overlays/*.png of every hand."""
+    report_hands: int = 60
+    """Hands shown with picture and mesh in report.html, worst first; 0 writes no report."""
+    format: Literal["openpose", "mediapipe", "npz", "csv"] | None = None
+    """Read all files as this format instead of looking at their content."""
+    image_size: tuple[float, float] | None = None
+    """Width and height of the pictures in px, where the files do not say."""
+    images: Path | None = None
+    """Folder of the pictures, paired by name; without it, pictures beside the keypoint files are used."""
+    mediapipe_handedness: Literal["subject", "mirrored"] | None = None
+    """What MediaPipe's left and right mean: the person's own side, or that of a mirrored (selfie) picture."""
+    scale: Literal["pixels", "unit", "signed-unit"] | None = None
+    """OpenPose's --keypoint_scale: pixels, 0..1 or -1..1; looked at when not given."""
+    min_conf: float = 0.0
+    """Points of lower confidence count as missing."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    resume: bool = False
+    """Go on with an interrupted run in the same folder."""
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Check this installation: versions, device, and the MANO file if there is one."""
+
+    mano: str | None = None
+    """MANO file or folder to check; without it, what HANDLOOP_MANO names."""
+
+
+@dataclass(frozen=True)
+class VersionCommand:
+    """Print the version."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 all fitted, 1 something failed, 2 wrong usage)."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"fit": FitCommand, "doctor": DoctorCommand, "version": VersionCommand},
+        prog="handloop",
+        description="Fit MANO hands to 2D keypoints.",
+        args=argv,
+    )
+    if isinstance(command, VersionCommand):
+        print(f"handloop {__version__}")
+        return 0
+    from handloop.core.errors import HandloopError
+
+    try:
+        if isinstance(command, DoctorCommand):
+            from handloop.doctor import run_doctor
+
+            return run_doctor(command.mano)
+        from handloop.job import run_fit
+
+        return run_fit(command)
+    except HandloopError as error:
+        print(f"handloop: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("handloop: interrupted; what was fitted is kept, go on with --resume.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

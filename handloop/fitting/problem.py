@@ -1,0 +1,95 @@
+"""What a fit is made of on the model's side: kinematics, priors, limits and start poses, per side and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.params import HandParams
+from handloop.hand.kinematics import Kinematics
+from handloop.hand.load import mirror_hand
+from handloop.hand.mesh import skin
+from handloop.hand.model import Hand, HandPair
+from handloop.priors.anatomy import JointLimits
+from handloop.priors.gaussian import GaussianPosePrior
+from handloop.priors.shape import HandLength
+from handloop.fitting.starts import seed_poses
+
+
+@dataclass(frozen=True, eq=False)
+class FitModel:
+    """One side's model in the right-hand canonical frame, ready to fit."""
+
+    kinematics: Kinematics
+    cpu_kinematics: Kinematics
+    """The same on the CPU, for results."""
+    pose_prior: GaussianPosePrior
+    limits: JointLimits
+    hand_length: HandLength
+    seeds: Tensor
+    """(S, 15, 3, 3) joint rotations to start from."""
+    like: Tensor
+    """An empty tensor of the dtype and on the device to fit with."""
+
+    @classmethod
+    def of(cls, hand: Hand, dtype: torch.dtype, device: torch.device | str) -> FitModel:
+        """From a right hand, or a left one mirrored."""
+        kinematics = Kinematics.from_hand(hand, dtype, device)
+        like = torch.zeros(0, dtype=dtype, device=device)
+        prior = GaussianPosePrior.from_hand(hand)
+        limits = JointLimits.from_hand(hand)
+        seeds = seed_poses(limits, prior.mean).to(like)
+        prior = GaussianPosePrior(prior.mean.to(like), prior.precision_factor.to(like))
+        cpu = Kinematics.from_hand(hand, dtype)
+        return cls(kinematics, cpu, prior, limits.to(like), HandLength.of(kinematics), seeds, like)
+
+
+@dataclass(frozen=True, eq=False)
+class HandModels:
+    """Both sides. Where left is the mirrored right, one `FitModel` serves both and they are fitted in one batch."""
+
+    pair: HandPair
+    right: FitModel
+    left: FitModel
+    chunk: int
+    """Hands fitted at a time."""
+
+    @classmethod
+    def of(cls, pair: HandPair, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> HandModels:
+        """Prepare a pair of models for fitting."""
+        right = FitModel.of(pair.right, dtype, device)
+        left = right if pair.left_is_mirror else FitModel.of(mirror_hand(pair.left), dtype, device)
+        # A hand's starts and Jacobians take about 1 MB; a GPU wants more hands per launch.
+        return cls(pair, right, left, 1024 if torch.device(device).type == "cpu" else 8192)
+
+    def split(self, is_right: Tensor) -> Iterator[tuple[FitModel, Tensor]]:
+        """Each model with the rows (integer index) of the hands it fits."""
+        if self.left is self.right:
+            yield self.right, torch.arange(len(is_right))
+            return
+        for model, mask in ((self.right, is_right), (self.left, ~is_right)):
+            yield model, mask.nonzero()[:, 0]
+
+    def vertices(self, params: HandParams, is_right: Tensor) -> Tensor:
+        """(B, 778, 3) m of parameters in each side's own convention."""
+        out = params.betas.new_zeros(len(params), 778, 3)
+        for side in (True, False):
+            rows = (is_right == side).nonzero()[:, 0].to(out.device)
+            if len(rows):
+                part = params.select(rows)
+                out[rows] = skin(self.pair.side(side), *part.tensors())[0]
+        return out
+
+    def provenance(self) -> Mapping[str, str]:
+        """Names of the models and their conventions."""
+        right, left = self.pair.right, self.pair.left
+        return {
+            "hand_model": right.name,
+            "hand_model_left": left.name,
+            "hand_model_digest": f"{right.digest} {left.digest}",
+            "tip_set": right.tip_set,
+            "left_shapedirs": left.left_shapedirs,
+        }

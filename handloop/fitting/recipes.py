@@ -1,0 +1,71 @@
+"""`Recipe`: which terms a fit uses, from which starts, for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from handloop.core.errors import InputError
+from handloop.core.terms import Term
+from handloop.fitting.solver import SolverOptions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a fit. The defaults are the standard recipe."""
+
+    name: str = "default"
+    """Written into every result."""
+    noise_px: float = 4.0
+    """Standard deviation of a keypoint, px at a hand box of 224 px; scaled with each hand's box. Covers the detector's
+    error and the model's: 2 to 6 px did equally well on real hands (docs/choices.md)."""
+    robust: float = 4.0
+    """Scale of the Geman-McClure kernel, sigmas: 16 px at a 224-px box."""
+    joint_noise: tuple[float, ...] = (1.0,) * 21
+    """Each point's noise relative to `noise_px`."""
+    limits_sigma_deg: float = 4.0
+    """How soft the joint limits are."""
+    shape_sigma: float = 1.0
+    """Standard deviation of each beta; the models' betas are in population standard deviations."""
+    length_sigma_mm: float = 1.0
+    """How well a given hand length is known."""
+    focal_sigma: float | None = None
+    """None: an assumed focal length is kept. A number: it is a free parameter with this relative deviation."""
+    seeds: int = 4
+    """Poses to start from; each is tried with both depth flips of the palm."""
+    explore_steps: int = 5
+    """Steps given to every start."""
+    finalists: int = 3
+    """How many starts are taken to convergence."""
+    solver: SolverOptions = field(default_factory=SolverOptions)
+    """Stopping rules for the finalists."""
+    fixed: tuple[str, ...] = ()
+    """Parameter groups that stay at their start: any of "pose", "orient", "betas", "root"."""
+    extra_terms: tuple[Term, ...] = ()
+    """Further terms of the caller's, with one row per hand in the order of the keypoints."""
+
+    def __post_init__(self) -> None:
+        positive = {
+            "noise_px": self.noise_px,
+            "robust": self.robust,
+            "limits_sigma_deg": self.limits_sigma_deg,
+            "shape_sigma": self.shape_sigma,
+            "length_sigma_mm": self.length_sigma_mm,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise InputError(f"{name} is {value}, expected a positive number.")
+        if len(self.joint_noise) != 21 or not all(v > 0 for v in self.joint_noise):
+            raise InputError("joint_noise must be 21 positive numbers in OpenPose order.")
+        if not 1 <= self.seeds <= 6:
+            raise InputError(f"seeds is {self.seeds}, expected 1 to 6.")
+        unknown = set(self.fixed) - {"pose", "orient", "betas", "root"}
+        if unknown:
+            raise InputError(f"fixed names {sorted(unknown)}, expected any of pose, orient, betas, root.")
+
+
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe(),
+    "fast": Recipe(name="fast", seeds=2, explore_steps=3, finalists=1, solver=SolverOptions(15, 1e-3)),
+    "careful": Recipe(name="careful", seeds=6, explore_steps=8, finalists=6, solver=SolverOptions(60, 1e-6)),
+}
+"""Recipes by name."""

@@ -1,0 +1,189 @@
+"""Levenberg-Marquardt for many hands at once: each has its own damping, acceptance, stopping and status.
+
+Marquardt's diagonal scaling with Nielsen's damping update (Madsen, Nielsen, Tingleff, "Methods for non-linear least
+squares problems", 2004, algorithm 3.16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.terms import N_PARAMS, POSE, HandState, PointsModel, PosedHand, Term
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """When and how to stop."""
+
+    max_steps: int = 30
+    """Steps tried per hand, accepted or not."""
+    tolerance: float = 1e-4
+    """Converged when a step that the model predicts well lowers the energy by less than this share (or less than
+    1e-3 of it in half squared sigmas)."""
+    damping: float = 1e-2
+    """First damping, relative to the diagonal of J^T J."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where each hand ended."""
+
+    state: HandState
+    energy: Tensor
+    """(B,) inf where no finite energy was ever found."""
+    converged: Tensor
+    """(B,) bool."""
+    steps: Tensor
+    """(B,) int64."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """Energy, gradient and Gauss-Newton matrix at a state."""
+
+    energy: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+
+def solve(
+    model: PointsModel, terms: Sequence[Term], start: HandState, free: Tensor, options: SolverOptions
+) -> Solution:
+    """Minimise the sum of the terms' energies over the free parameters, from one start per hand.
+
+    Args:
+        model: kinematics.
+        terms: with one row per hand.
+        start: B states.
+        free: (62,) bool, which parameters may move.
+        options: stopping rules.
+
+    Returns:
+        Per-hand results; never raises for a bad hand.
+    """
+    n = len(start)
+    device = start.betas.device
+    energy = torch.full((n,), float("inf"), dtype=start.betas.dtype, device=device)
+    converged = torch.zeros(n, dtype=torch.bool, device=device)
+    steps = torch.zeros(n, dtype=torch.int64, device=device)
+    final = start
+    if n == 0:
+        return Solution(final, energy, converged, steps)
+    # Working set: the hands still moving. A product over one matrix takes another code path in torch than a batch of
+    # two, with other rounding; a lone hand is therefore kept company by itself.
+    rows = _pair(torch.arange(n, device=device))
+    state, local = start.select(rows), [t.select(rows) for t in terms]
+    current = _linearise(model, local, state, free)
+    damping = torch.full_like(current.energy, options.damping)
+    growth = torch.full_like(current.energy, 2.0)
+    for step in range(1, options.max_steps + 1):
+        delta, predicted = _step(current, damping)
+        trial_state = state.retract(delta)
+        trial = _linearise(model, local, trial_state, free)
+        gain = current.energy - trial.energy
+        ok = torch.isfinite(trial.energy) & (gain > 0)
+        ratio = gain / predicted.clamp(min=1e-30)
+        threshold = options.tolerance * (current.energy + 1e-3)
+        # Done: an accepted step gained next to nothing, or a rejected one could not have gained more.
+        done = torch.where(ok, (gain < threshold) & (ratio > 0.1), predicted < 0.1 * threshold)
+        done |= damping > 1e10
+        shrink = (1 - (2 * ratio - 1).pow(3)).clamp(min=0.1)
+        damping = torch.where(ok, damping * shrink, damping * growth).clamp(min=1e-9)
+        growth = torch.where(ok, torch.full_like(growth, 2.0), growth * 2)
+        state = trial_state.where(ok, state)
+        current = _where(ok, trial, current)
+        final = _scatter(final, state, rows)
+        energy[rows] = current.energy
+        converged[rows] = done & torch.isfinite(current.energy)
+        steps[rows] = step
+        keep = ~done & torch.isfinite(current.energy)
+        count = int(keep.sum())
+        if count == 0:
+            break
+        if count < 0.8 * len(rows):
+            at = _pair(keep.nonzero()[:, 0])
+            rows, state, local = rows[at], state.select(at), [t.select(at) for t in local]
+            current = _Linear(current.energy[at], current.gradient[at], current.hessian[at])
+            damping, growth = damping[at], growth[at]
+    return Solution(final.orthonormalised(), energy, converged, steps)
+
+
+def energies(model: PointsModel, terms: Sequence[Term], state: HandState) -> dict[str, Tensor]:
+    """(B,) energy of each term at a state, by name."""
+    rows = _pair(torch.arange(len(state), device=state.betas.device))
+    posed = PosedHand.of(model, state.select(rows), jacobian=False)
+    return {t.name: t.select(rows).linearise(posed).energy[: len(state)] for t in terms}
+
+
+def _pair(index: Tensor) -> Tensor:
+    return index.repeat(2) if len(index) == 1 else index
+
+
+def _linearise(model: PointsModel, terms: Sequence[Term], state: HandState, free: Tensor) -> _Linear:
+    posed = PosedHand.of(model, state, jacobian=True)
+    n = len(state)
+    energy = state.betas.new_zeros(n)
+    gradient = state.betas.new_zeros(n, N_PARAMS)
+    hessian = state.betas.new_zeros(n, N_PARAMS, N_PARAMS)
+    per_joint = hessian[:, POSE, POSE].unflatten(2, (15, 3)).unflatten(1, (15, 3)).diagonal(dim1=1, dim2=3)
+    for term in terms:
+        part = term.linearise(posed)
+        energy = energy + part.energy
+        jac = part.jacobian
+        if jac is None:
+            continue
+        if jac.ndim == 4:
+            value = part.value.reshape(n, 15, -1, 1)
+            gradient[:, POSE] += (jac.mT @ value).reshape(n, 45)
+            per_joint += (jac.mT @ jac).movedim(1, 3)
+        else:
+            gradient[:, part.columns] += torch.bmm(jac.mT, part.value[..., None])[..., 0]
+            hessian[:, part.columns, part.columns] += torch.bmm(jac.mT, jac)
+    fixed = ~free
+    gradient[:, fixed] = 0
+    hessian[:, fixed] = 0
+    hessian[:, :, fixed] = 0
+    hessian[:, fixed, fixed] = 1
+    return _Linear(energy, gradient, hessian)
+
+
+def _step(at: _Linear, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Damped Gauss-Newton increment (B, 62) and the decrease the linear model predicts for it (B,)."""
+    diagonal = torch.diagonal(at.hessian, dim1=1, dim2=2)
+    # A parameter nothing depends on still needs a positive pivot.
+    added = damping[:, None] * diagonal + 1e-8 * (1 + diagonal.amax(1, keepdim=True) * 1e-6)
+    factor, _ = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(added))
+    delta = -torch.cholesky_solve(at.gradient[..., None], factor)[..., 0]
+    # Rotations by more than a radian, or a shape or depth jump, are outside any linear model's reach.
+    delta = delta * (1.0 / delta[:, :48].abs().amax(1).clamp(min=1.0))[:, None]
+    delta = torch.cat([delta[:, :48], delta[:, 48:58].clamp(-2, 2), delta[:, 58:].clamp(-0.7, 0.7)], 1)
+    delta = delta.nan_to_num(0.0, 0.0, 0.0)
+    curvature = torch.bmm(at.hessian, delta[..., None])[..., 0]
+    predicted = -((at.gradient + 0.5 * curvature) * delta).sum(1)
+    return delta, predicted
+
+
+def _where(mask: Tensor, a: _Linear, b: _Linear) -> _Linear:
+    return _Linear(
+        torch.where(mask, a.energy, b.energy),
+        torch.where(mask[:, None], a.gradient, b.gradient),
+        torch.where(mask[:, None, None], a.hessian, b.hessian),
+    )
+
+
+def _scatter(into: HandState, state: HandState, rows: Tensor) -> HandState:
+    def put(a: Tensor, b: Tensor) -> Tensor:
+        out = a.clone()
+        out[rows] = b
+        return out
+
+    return HandState(
+        put(into.rotations, state.rotations),
+        put(into.betas, state.betas),
+        put(into.root, state.root),
+        put(into.log_focal, state.log_focal),
+    )

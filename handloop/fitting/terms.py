@@ -1,0 +1,193 @@
+"""The terms of the standard recipe: reprojection, pose prior, joint limits, shape, size, focal length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, Kernel, PosedHand, Residual, residual
+from handloop.priors.anatomy import JointLimits, angles_and_jacobian, anatomical_angles
+from handloop.priors.gaussian import GaussianPosePrior
+from handloop.priors.shape import HandLength
+
+
+@dataclass(frozen=True, eq=False)
+class Reprojection:
+    """SMPLify's E_J (Bogo et al. 2016): robust distance of projected joints to keypoints, in sigmas.
+
+    A residual pair is conf (projected - found) / sigma, so a point of confidence 1/2 counts as one of twice the noise.
+    """
+
+    uv: Tensor
+    """(B, 21, 2) keypoints, px, lens distortion removed; anything finite where `inverse_sigma` is 0."""
+    inverse_sigma: Tensor
+    """(B, 21) conf / sigma, 1/px; 0 for missing points."""
+    focal: Tensor
+    """(B, 2) px."""
+    princpt: Tensor
+    """(B, 2) px."""
+    kernel: Kernel
+    """Acts on the norm of a point's residual pair."""
+    name: str = "reprojection"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """Residual pairs (B, 42); a hand with a visible point behind the camera has infinite energy."""
+        x, y, z = posed.points.unbind(-1)
+        seen = self.inverse_sigma > 0
+        behind = (seen & (z <= 1e-3)).any(1)
+        z = z.clamp(min=1e-3)
+        focal = self.focal * posed.state.log_focal.exp()[:, None]
+        xn, yn = x / z, y / z
+        scale = focal[:, None] * self.inverse_sigma[..., None]
+        offset = (self.princpt[:, None] - self.uv) * self.inverse_sigma[..., None]
+        normalised = torch.stack([xn, yn], -1)
+        pairs = normalised * scale + offset
+        jac = None
+        if posed.points_jacobian is not None:
+            by_point = posed.points_jacobian
+            jac = by_point.new_empty(*pairs.shape, 62)
+            per_z = scale / z[..., None]
+            jac[..., :61] = (by_point[:, :, :2] - normalised[..., None] * by_point[:, :, 2:]) * per_z[..., None]
+            jac[..., 61] = normalised * scale
+        out = residual(pairs, jac, self.kernel)
+        energy = torch.where(behind, torch.full_like(out.energy, float("inf")), out.energy)
+        return Residual(energy, out.value, out.jacobian)
+
+    def select(self, index: Tensor) -> Reprojection:
+        """See `Term.select`."""
+        return Reprojection(
+            self.uv[index], self.inverse_sigma[index], self.focal[index], self.princpt[index], self.kernel
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PosePrior:
+    """Mahalanobis distance of the pose under a Gaussian (SMPLify's E_theta with one component)."""
+
+    prior: GaussianPosePrior
+    name: str = "pose_prior"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """(B, 45) white pose coordinates."""
+        value = self.prior.whiten(posed.pose)
+        jac = None
+        if posed.pose_jacobian is not None:
+            factor = self.prior.precision_factor.to(value).T.reshape(45, 15, 3).transpose(0, 1)
+            jac = (factor @ posed.pose_jacobian).transpose(1, 2).reshape(-1, 45, 1, 45)
+        return residual(value[..., None], jac, columns=POSE)
+
+    def select(self, index: Tensor) -> PosePrior:
+        """See `Term.select`: the prior is the same for every hand."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """Soft ranges of flexion, abduction and twist: zero inside, quadratic outside."""
+
+    limits: JointLimits
+    sigma_deg: float
+    """Standard deviation of an excess."""
+    name: str = "limits"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """(B, 45) excesses; each depends on its own joint's rotation only."""
+        rotations = posed.state.rotations[:, 1:]
+        axes = self.limits.axes.to(rotations)
+        scale = 1 / torch.deg2rad(torch.tensor(self.sigma_deg, dtype=torch.float64)).item()
+        if posed.points_jacobian is None:
+            value = self.limits.excess(anatomical_angles(rotations, axes)) * scale
+            return Residual(0.5 * value.square().sum((1, 2)), value.flatten(1), None)
+        angles, by_rotation = angles_and_jacobian(rotations, axes)
+        value = self.limits.excess(angles) * scale
+        jac = by_rotation * ((value != 0) * scale)[..., None]
+        return Residual(0.5 * value.square().sum((1, 2)), value.flatten(1), jac)
+
+    def select(self, index: Tensor) -> Limits:
+        """See `Term.select`: the limits are the same for every hand."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """betas ~ N(0, 1): the model's shape coefficients are in population standard deviations (SMPLify's E_beta)."""
+
+    sigma: float = 1.0
+    name: str = "shape"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """(B, 10) betas / sigma."""
+        value = posed.state.betas / self.sigma
+        eye = torch.eye(10, dtype=value.dtype, device=value.device) / self.sigma
+        return residual(value[..., None], eye.expand(len(posed.state), 10, 10)[:, :, None], columns=BETAS)
+
+    def select(self, index: Tensor) -> Shape:
+        """See `Term.select`: the same for every hand."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """A measured hand length, wrist joint to middle fingertip with straight fingers."""
+
+    model: HandLength
+    length: Tensor
+    """(B,) m; NaN for hands whose length is unknown."""
+    sigma: float
+    """m."""
+    name: str = "size"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """(B, 1) length error / sigma."""
+        length, gradient = self.model.length_and_gradient(posed.state.betas)
+        known = torch.isfinite(self.length)
+        value = torch.where(known, (length - self.length.nan_to_num()) / self.sigma, torch.zeros_like(length))
+        jac = gradient * (known / self.sigma)[:, None]
+        return residual(value[:, None, None], jac[:, None, None], columns=BETAS)
+
+    def select(self, index: Tensor) -> Size:
+        """See `Term.select`."""
+        return Size(self.model, self.length[index], self.sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class FocalPrior:
+    """log of the focal length factor ~ N(0, sigma): for cameras whose focal length is a free parameter."""
+
+    sigma: float
+    """Relative standard deviation of the assumed focal length."""
+    name: str = "focal"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """(B, 1)."""
+        value = posed.state.log_focal[:, None] / self.sigma
+        jac = torch.full_like(value, 1 / self.sigma)
+        return residual(value[..., None], jac[..., None, None], columns=FOCAL)
+
+    def select(self, index: Tensor) -> FocalPrior:
+        """See `Term.select`: the same for every hand."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class DepthPrior:
+    """log depth of the wrist ~ N(log of a guess, sigma): keeps unobservable depths finite, weakly."""
+
+    depth: Tensor
+    """(B,) m."""
+    sigma: float
+    """Standard deviation of the log depth."""
+    name: str = "depth"
+
+    def linearise(self, posed: PosedHand) -> Residual:
+        """(B, 1)."""
+        value = (posed.state.root[:, 2:] / self.depth[:, None]).log() / self.sigma
+        jac = value.new_zeros(len(posed.state), 1, 1, 3)
+        jac[..., 2] = 1 / self.sigma
+        return residual(value[..., None], jac, columns=ROOT)
+
+    def select(self, index: Tensor) -> DepthPrior:
+        """See `Term.select`."""
+        return DepthPrior(self.depth[index], self.sigma)

@@ -1,0 +1,1 @@
+"""Hand models: MANO files, the embedded hand, joints-only kinematics, meshes."""

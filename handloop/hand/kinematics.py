@@ -1,0 +1,199 @@
+"""The 21 points of a posed hand and their closed-form Jacobian, without the mesh.
+
+Everything the points need is cut out of the model once: 16 rest joints with their shape directions, and for the five
+fingertip vertices the template, shape and pose blend-shape rows and skinning weights. The points equal the posed
+skinning joints and the full mesh's tip vertices to rounding.
+
+Notation: R_k is the rotation of joint k relative to its parent, G_k its product down the chain, x_k its position.
+A right perturbation R_k exp(d) turns every descendant m of k about x_k: dx_m = (G_k d) x (x_m - x_k).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handloop.core.joints import CANONICAL_FROM_MANO
+from handloop.hand.model import Hand
+
+CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
+"""MANO joints of thumb, index, middle, ring, pinky, base first."""
+
+N_ROT = 48
+N_COLUMNS = 61
+"""Columns of the points' Jacobian: 48 rotation increments (MANO joint order), 10 betas, 3 wrist position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kinematics:
+    """The constants of one hand model on one device. Build with `Kinematics.from_hand`."""
+
+    joints: Tensor
+    """(16, 3) rest joints of the mean shape, m."""
+    joints_dirs: Tensor
+    """(16, 3, 10) joint displacement per beta, m."""
+    tips: Tensor
+    """(5, 3) rest tip vertices, m."""
+    tips_dirs: Tensor
+    """(5, 3, 10) tip displacement per beta, m."""
+    tips_pose: Tensor
+    """(5, 3, 15, 9) tip displacement per entry of R - I of the finger joints, m."""
+    tips_weights: Tensor
+    """(5, 16) skinning weights of the tips."""
+
+    @classmethod
+    def from_hand(
+        cls, hand: Hand, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> Kinematics:
+        """Cut the constants out of a model."""
+        ids = hand.tip_ids
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.tensor(array, dtype=dtype, device=device)
+
+        return cls(
+            tensor(hand.joints_rest),
+            tensor(hand.joints_shapedirs),
+            tensor(hand.v_template[ids]),
+            tensor(hand.shapedirs[ids]),
+            tensor(hand.posedirs[ids].reshape(5, 3, 15, 9)),
+            tensor(hand.weights[ids]),
+        )
+
+    def root_offset(self, betas: Tensor) -> Tensor:
+        """(B, 3) J_0(betas): smplx's `transl` is the wrist position minus this."""
+        return self.joints[0] + _shape(self.joints_dirs[:1], betas)[:, 0]
+
+    def points(self, rotations: Tensor, betas: Tensor, root: Tensor) -> Tensor:
+        """The 21 points in canonical order.
+
+        Args:
+            rotations: (B, 16, 3, 3) wrist rotation and the finger joints' relative rotations, MANO order.
+            betas: (B, 10).
+            root: (B, 3) position of the wrist, m.
+
+        Returns:
+            (B, 21, 3) m.
+        """
+        return self._forward(rotations, betas, root).points
+
+    def points_and_jacobian(self, rotations: Tensor, betas: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """The points and their derivative by (rotation increments, betas, wrist position).
+
+        Returns:
+            (B, 21, 3) m and (B, 21, 3, 61). Columns 3 k .. 3 k + 2 are d in R_k exp(d) for joint k in MANO order,
+            48..57 the betas at a fixed wrist position, 58..60 the wrist position.
+        """
+        fwd = self._forward(rotations, betas, root)
+        b = betas.shape[0]
+        jac = rotations.new_zeros(b, 21, 3, N_COLUMNS)
+        # Joints: ancestors turn them.
+        for finger, chain in enumerate(CHAINS):
+            for depth, m in enumerate(chain):
+                row = jac[:, 1 + 4 * finger + depth]
+                for k in (0, *chain[:depth]):
+                    row[:, :, 3 * k : 3 * k + 3] = _turn(fwd.world[:, k], fwd.x[:, m] - fwd.x[:, k])
+                row[:, :, N_ROT : N_ROT + 10] = fwd.x_dirs[:, m]
+        # Tips: every joint turns the part of the skinning sum that hangs on it, and its pose blend shapes.
+        inherit = _descendants(rotations)
+        weighted = fwd.skinned * self.tips_weights[..., None]
+        share = self.tips_weights @ inherit.T
+        arm = _apply(inherit, weighted.transpose(1, 2).flatten(2)).unflatten(2, (5, 3)).transpose(1, 2)
+        arm = arm - share[..., None] * fwd.x[:, None]
+        tips = jac[:, 4::4]
+        tips[..., :N_ROT] = _turn(fwd.world[:, None], arm).movedim(2, 3).reshape(b, 5, 3, N_ROT)
+        tips[..., 3:N_ROT] += fwd.blend @ self._pose_dirs(rotations)
+        carried = fwd.x_dirs - fwd.world @ self.joints_dirs
+        tips[..., N_ROT : N_ROT + 10] = fwd.blend @ self.tips_dirs
+        tips[..., N_ROT : N_ROT + 10] += _apply(self.tips_weights, carried.flatten(2)).unflatten(2, (3, 10))
+        jac[..., N_ROT + 10 :] = torch.eye(3, dtype=jac.dtype, device=jac.device)
+        return fwd.points, jac
+
+    def _pose_dirs(self, rotations: Tensor) -> Tensor:
+        """(B, 5, 3, 45) derivative of the unposed tips by the finger joints' increments, through the blend shapes."""
+        r = rotations[:, 1:]
+        x, y, z = r.unbind(-1)
+        o = torch.zeros_like(x)
+        # Columns of R skew(e): for e_x (0, z, -y), for e_y (-z, 0, x), for e_z (y, -x, 0), as [.., row, column, e].
+        d = torch.stack([torch.stack(c, -1) for c in ((o, -z, y), (z, o, -x), (-y, x, o))], -2)
+        by_joint = self.tips_pose.permute(2, 0, 1, 3).reshape(15, 15, 9) @ d.reshape(-1, 15, 9, 3)
+        return by_joint.unflatten(2, (5, 3)).permute(0, 2, 3, 1, 4).flatten(3)
+
+    def _forward(self, rotations: Tensor, betas: Tensor, root: Tensor) -> _Forward:
+        b = betas.shape[0]
+        rest = self.joints + _shape(self.joints_dirs, betas)
+        chain = torch.tensor(CHAINS, device=betas.device)
+        world = [rotations[:, :1].expand(b, 5, 3, 3)]
+        x = [root[:, None].expand(b, 5, 3)]
+        dirs = [betas.new_zeros(b, 5, 3, 10)]
+        parent_rest, parent_dirs = rest[:, :1], self.joints_dirs[:1]
+        for level in range(3):
+            ids = chain[:, level]
+            bone, bone_dirs = rest[:, ids] - parent_rest, self.joints_dirs[ids] - parent_dirs
+            x.append(x[-1] + (world[-1] @ bone[..., None])[..., 0])
+            dirs.append(dirs[-1] + world[-1] @ bone_dirs)
+            world.append(world[-1] @ rotations[:, ids])
+            parent_rest, parent_dirs = rest[:, ids], self.joints_dirs[ids]
+        # From (level, finger) to MANO's order.
+        order = torch.argsort(torch.cat([chain.new_zeros(1), chain.T.flatten()]))
+        joint_x = torch.cat([root[:, None], *x[1:]], 1)[:, order]
+        joint_world = torch.cat([rotations[:, :1], *world[1:]], 1)[:, order]
+        joint_dirs = torch.cat([dirs[0][:, :1], *dirs[1:]], 1)[:, order]
+        eye = torch.eye(3, dtype=betas.dtype, device=betas.device)
+        feature = (rotations[:, 1:] - eye).reshape(b, 1, 135)
+        posed = (feature @ self.tips_pose.reshape(15, 135).T.expand(b, 135, 15)).reshape(b, 5, 3)
+        unposed = self.tips + _shape(self.tips_dirs, betas) + posed
+        arm = unposed[:, :, None] - rest[:, None]
+        skinned = (joint_world[:, None] @ arm[..., None])[..., 0] + joint_x[:, None]
+        tips = (skinned * self.tips_weights[..., None]).sum(2)
+        blend = _apply(self.tips_weights, joint_world.flatten(2)).unflatten(2, (3, 3))
+        points = torch.cat([joint_x, tips], 1)[:, list(CANONICAL_FROM_MANO)]
+        return _Forward(points, joint_world, joint_x, joint_dirs, skinned, blend)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    points: Tensor
+    """(B, 21, 3) canonical order."""
+    world: Tensor
+    """(B, 16, 3, 3) G_k, MANO order."""
+    x: Tensor
+    """(B, 16, 3) posed joints, MANO order."""
+    x_dirs: Tensor
+    """(B, 16, 3, 10) their derivative by the betas."""
+    skinned: Tensor
+    """(B, 5, 16, 3) each tip as moved by each joint alone."""
+    blend: Tensor
+    """(B, 5, 3, 3) weighted sum of the G_k for each tip."""
+
+
+def _shape(dirs: Tensor, betas: Tensor) -> Tensor:
+    """(n, 3, 10) directions and (B, 10) betas to (B, n, 3)."""
+    return _apply(dirs.reshape(-1, 10), betas[..., None]).reshape(-1, dirs.shape[0], 3)
+
+
+def _apply(matrix: Tensor, x: Tensor) -> Tensor:
+    """(m, n) times (B, n, k), as a batch of small products.
+
+    torch would fold this into one large product over the batch, whose rounding depends on the batch's size; done so, a
+    hand's result does not depend on how many others are computed with it.
+    """
+    return torch.bmm(matrix.expand(x.shape[0], *matrix.shape), x)
+
+
+def _turn(world: Tensor, arm: Tensor) -> Tensor:
+    """d/dd of (G d) x arm at zero: (..., 3, 3), column e being the cross product of G's column e with the arm."""
+    return torch.linalg.cross(*torch.broadcast_tensors(world, arm[..., None]), dim=-2)
+
+
+def _descendants(like: Tensor) -> Tensor:
+    """(16, 16) with 1 where column m is row k or one of its descendants."""
+    table = torch.eye(16)
+    table[0] = 1
+    for chain in CHAINS:
+        for depth, k in enumerate(chain):
+            table[k, list(chain[depth:])] = 1
+    return table.to(like)

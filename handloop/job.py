@@ -1,0 +1,282 @@
+"""The job behind `handloop fit`: read files, fit in parts that survive an interruption, write everything out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from handloop._version import __version__
+from handloop.api import fit, hand_models, pick_device
+from handloop.core.camera import Camera
+from handloop.core.errors import FileFormatError, InputError
+from handloop.core.keypoints import Keypoints
+from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merge_arrays, save_npz, write_text
+from handloop.fitting.problem import HandModels
+from handloop.fitting.recipes import RECIPES, Recipe
+from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+
+if TYPE_CHECKING:
+    from handloop.cli import FitCommand
+
+PART = 2048
+"""Hands fitted between two writes: a few seconds of work at most is lost by an interruption."""
+
+
+def run_fit(command: FitCommand) -> int:
+    """Do the whole job; returns the exit status."""
+    console = Console(stderr=True, highlight=False)
+    if not command.inputs:
+        raise InputError("no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out")
+    recipe = _recipe(command)
+    device = pick_device(command.device)
+    models = hand_models(command.mano, device, torch.float64 if device.type == "cpu" else torch.float32)
+    options = ReadOptions(
+        command.format,
+        command.image_size,
+        command.hand,
+        command.mediapipe_handedness,
+        command.scale,
+        command.images,
+        command.min_conf,
+    )
+    with console.status("reading keypoints"):
+        read = read_keypoints(command.inputs, options)
+    keypoints = read.keypoints
+    camera, camera_notes = choose_camera(command, read)
+    notes = [*read.notes, *camera_notes, *_model_notes(models)]
+    _say_what_was_read(console, read, notes)
+    out = command.out
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    result = _fit_in_parts(command, recipe, models, keypoints, camera, console)
+    seconds = time.monotonic() - started
+    path = result.save(out)
+    _write_summary(out, result, read, notes, seconds)
+    _write_pictures(command, models, result, read, notes, console)
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    _say_what_came_out(console, result, path, seconds)
+    return 1 if read.problems or not bool(result.fitted().all()) else 0
+
+
+def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[str]]:
+    """One camera per hand from the command's options, the files, or an assumption; and what to tell the user.
+
+    Raises:
+        InputError: more than one of --camera, --focal, --fov, or a value that cannot be used.
+    """
+    keypoints = read.keypoints
+    given = [name for name in ("camera", "focal", "fov") if getattr(command, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"--{given[0]} and --{given[1]} both say what the camera is; give one of them.")
+    n = len(keypoints)
+    if command.camera is not None:
+        row = read_camera(command.camera)
+        return row.select(torch.zeros(n, dtype=torch.int64)), []
+    if command.fov is not None:
+        return Camera.from_fov(command.fov, keypoints.image_size), []
+    assumed = Camera.assumed(keypoints.image_size, keypoints.box())
+    if command.focal is not None:
+        if not 1 <= command.focal <= 1e6:
+            raise InputError(f"a focal length of {command.focal} px was given, expected 1 to 1,000,000 px.")
+        if not bool(torch.isfinite(keypoints.image_size).all()):
+            raise InputError("--focal needs the image size for the principal point, which the files lack: give --image-size W H.")
+        return replace(assumed, focal=torch.full_like(assumed.focal, command.focal), known=None), []
+    camera = assumed if read.camera is None else read.camera
+    unknown = ~camera.is_known()
+    if not bool(unknown.any()):
+        return camera, []
+    sized = torch.isfinite(keypoints.image_size).all(1)
+    notes = []
+    if bool((unknown & sized).any()):
+        notes.append(
+            f"{int((unknown & sized).sum())} hands have no camera: the focal length is assumed to be the image diagonal, "
+            "so depth and size are not metric. Give --camera, --focal or --fov."
+        )
+    if bool((unknown & ~sized).any()):
+        notes.append(
+            f"{int((unknown & ~sized).sum())} hands have neither camera nor image size: a focal length of four times "
+            "the hand's box is assumed, centred on it, so place and depth mean nothing. Give --image-size W H, or a camera."
+        )
+    return camera, notes
+
+
+def _recipe(command: FitCommand) -> Recipe:
+    recipe = RECIPES[command.recipe]
+    if command.noise is not None:
+        recipe = replace(recipe, noise_px=command.noise)
+    if command.free_focal is not None:
+        if not 0.01 <= command.free_focal <= 2:
+            raise InputError(f"--free-focal is {command.free_focal}, expected a relative deviation of 0.01 to 2.")
+        recipe = replace(recipe, focal_sigma=command.free_focal)
+    return recipe
+
+
+def _fit_in_parts(
+    command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera, console: Console
+) -> FitResult:
+    parts = command.out / "parts"
+    stamp = _fingerprint(command, recipe, models, keypoints, camera)
+    stamp_file = parts / "fingerprint.txt"
+    if not (command.resume and stamp_file.is_file() and stamp_file.read_text(encoding="utf-8") == stamp):
+        if command.resume and stamp_file.is_file():
+            console.print("The earlier run had other inputs or settings; starting afresh.", style="yellow")
+        shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(exist_ok=True)
+    write_text(stamp_file, stamp)
+    n = len(keypoints)
+    arrays: list[dict[str, np.ndarray]] = []
+    with _progress(console) as progress:
+        task = progress.add_task("fitting", total=n)
+        for number, start in enumerate(range(0, max(n, 1), PART)):
+            path = parts / f"part-{number:06d}.npz"
+            rows = torch.arange(start, min(start + PART, n))
+            part = _earlier_part(path)
+            if part is None:
+                length = None if command.hand_length is None else np.full(len(rows), command.hand_length)
+                fitted = fit(
+                    keypoints.select(rows),
+                    camera.select(rows),
+                    hand=models.pair,
+                    recipe=recipe,
+                    hand_length_mm=length,
+                    device=command.device,
+                    dtype=models.right.like.dtype,
+                )
+                part = fitted.arrays()
+                save_npz(path, part)
+            arrays.append(part)
+            progress.advance(task, len(rows))
+    return FitResult.from_arrays(merge_arrays(arrays), models)
+
+
+def _earlier_part(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        return load_npz(path)
+    except FileFormatError:
+        return None
+
+
+def _fingerprint(
+    command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera
+) -> str:
+    digest = hashlib.sha256()
+    settings = {**asdict(recipe), "length": command.hand_length, "version": __version__, "device": command.device}
+    digest.update(json.dumps({**settings, **models.provenance(), "ids": keypoints.ids}, default=str).encode())
+    for tensor in (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist):
+        if tensor is not None:
+            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _write_summary(out: Path, result: FitResult, read: ReadResult, notes: list[str], seconds: float) -> None:
+    summary = {
+        **result.summary(),
+        "seconds": round(seconds, 3),
+        "files_read": read.files_read,
+        "files_without_hands": read.files_without_hands,
+        "hands_empty": read.hands_empty,
+        "skipped": list(read.skipped),
+        "notes": notes,
+        "problems": [{"path": p.path, "message": p.message} for p in read.problems],
+        "not_fitted": [
+            {"id": result.keypoints.ids[i], "status": Status(int(result.status[i])).name.lower()}
+            for i in (~result.fitted()).nonzero()[:, 0].tolist()
+        ],
+    }
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _write_pictures(
+    command: FitCommand, models: HandModels, result: FitResult, read: ReadResult, notes: list[str], console: Console
+) -> None:
+    from handloop.view.meshes import write_obj
+    from handloop.view.overlay import write_overlays
+    from handloop.view.report import write_report
+
+    right, left = models.pair.right.faces, models.pair.left.faces
+    if "overlays" in command.save:
+        with console.status("drawing overlays"):
+            write_overlays(result, right, left, command.out / "overlays")
+    if "meshes" in command.save:
+        with console.status("writing meshes"):
+            write_obj(result, right, left, command.out / "meshes")
+    if command.report_hands > 0 and len(result):
+        with console.status("writing the report"):
+            problems = [f"{p.path}: {p.message}" for p in read.problems]
+            write_report(result, right, left, command.out, command.report_hands, notes=notes, problems=problems)
+
+
+def _model_notes(models: HandModels) -> list[str]:
+    right, left = models.pair.right, models.pair.left
+    notes = [*right.notes, *left.notes]
+    if not right.licensed:
+        notes.append("the embedded hand is used: parameters are not MANO's. Name your MANO file with --mano to get those.")
+    elif models.pair.left_is_mirror:
+        notes.append("only one side's MANO file was given; the other side is its mirror image.")
+    return notes
+
+
+def _say_what_was_read(console: Console, read: ReadResult, notes: list[str]) -> None:
+    left = int((~read.keypoints.is_right).sum())
+    console.print(
+        f"{read.files_read} files read: {len(read.keypoints) - left} right and {left} left hands; "
+        f"{read.files_without_hands} files without hands, {read.hands_empty} empty hands, "
+        f"{len(read.skipped)} other files skipped."
+    )
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    for problem in read.problems:
+        console.print(f"problem: {problem.path}: {problem.message}", style="red", markup=False)
+
+
+def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds: float) -> None:
+    fitted = int(result.fitted().sum())
+    if fitted:
+        box = result.keypoints.box_size()
+        relative = (result.rms_px / box.clamp(min=1e-9))[result.fitted()].median()
+        console.print(
+            f"{fitted} of {len(result)} hands fitted in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
+            f"median reprojection error {float(result.rms_px[result.fitted()].median()):.1f} px "
+            f"({100 * float(relative):.1f} % of the hand's box)."
+        )
+    else:
+        console.print(f"none of {len(result)} hands fitted.")
+    for status in (Status.TOO_FEW_POINTS, Status.FAILED):
+        rows = (result.status == status).nonzero()[:, 0].tolist()
+        if rows:
+            names = ", ".join(result.keypoints.ids[i] for i in rows[:5]) + (" …" if len(rows) > 5 else "")
+            console.print(f"{len(rows)} hands: {STATUS_HELP[status]} ({names})", style="red", markup=False)
+    console.print(f"results in {path.parent}", markup=False)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Hands per second."""
+        return Text("" if task.speed is None else f"{task.speed:.0f} hands/s")
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=not sys.stderr.isatty())

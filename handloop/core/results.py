@@ -51,7 +51,7 @@ class MeshModel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """N fitted hands, one row each, in the order of the keypoints."""
 
@@ -84,6 +84,9 @@ class FitResult:
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    def __repr__(self) -> str:
+        return f"FitResult({len(self)} hands, {int(self.fitted().sum())} fitted)"
 
     def vertices(self) -> Tensor:
         """(N, 778, 3) mesh in m, camera frame; computed when asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
 from handloop.core.results import FitResult, Status
 from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, GemanMcClure, HandState, Term
+from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Solution, SolverOptions, energies, solve
-from handloop.fitting.starts import Views, closed_form_starts
+from handloop.fitting.starts import closed_form_starts
 from handloop.fitting.terms import FocalPrior, Limits, PosePrior, Reprojection, Shape, Size
+from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
 """Fewer visible points than this are not fitted: three fix the palm's place, not even its orientation."""
@@ -28,78 +31,15 @@ MIN_POINTS = 4
 _DISTINCT_M = 0.01
 
 
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """Keypoints and cameras of one side's hands as the solver wants them: right-hand canonical, distortion removed."""
-
-    uv: Tensor
-    """(B, 21, 2) px."""
-    conf: Tensor
-    """(B, 21)."""
-    focal: Tensor
-    """(B, 2) px."""
-    princpt: Tensor
-    """(B, 2) px."""
-    sigma: Tensor
-    """(B,) px, noise of a point of confidence 1."""
-    length: Tensor
-    """(B,) m, known hand length or NaN."""
-    focal_free: Tensor
-    """(B,) bool."""
-
-    def views(self) -> Views:
-        """Rays for the closed-form starts."""
-        return Views((self.uv - self.princpt[:, None]) / self.focal[:, None], self.conf)
-
-    def select(self, index: Tensor) -> Observations:
-        """Rows by an integer index."""
-        return Observations(
-            self.uv[index],
-            self.conf[index],
-            self.focal[index],
-            self.princpt[index],
-            self.sigma[index],
-            self.length[index],
-            self.focal_free[index],
-        )
-
-
-def observe(
-    keypoints: Keypoints, camera: Camera, recipe: Recipe, hand_length: Tensor | None, like: Tensor
-) -> Observations:
-    """Bring hands into the right-hand canonical frame: undistort, and mirror left hands about the principal axis."""
-    uv = camera.undistort(keypoints.xy)
-    conf = torch.where(torch.isfinite(uv).all(-1), keypoints.conf, torch.zeros_like(keypoints.conf))
-    uv = torch.where((conf > 0)[..., None], uv, camera.princpt[:, None].expand_as(uv))
-    mirror = torch.where(keypoints.is_right, 1.0, -1.0).to(uv)[:, None]
-    uv = torch.stack([camera.princpt[:, :1] + (uv[..., 0] - camera.princpt[:, :1]) * mirror, uv[..., 1]], -1)
-    # A box that collapses to nothing (coincident points) still needs a noise level.
-    sigma = (recipe.noise_px * keypoints.box_size() / 224).clamp(min=0.05)
-    length = torch.full((len(keypoints),), float("nan")) if hand_length is None else hand_length
-    focal_free = ~camera.is_known() if recipe.focal_sigma is not None else torch.zeros(len(keypoints), dtype=torch.bool)
-    return Observations(
-        uv.to(like),
-        conf.to(like),
-        camera.focal.to(like),
-        camera.princpt.to(like),
-        sigma.to(like),
-        length.to(like),
-        focal_free.to(like.device),
-    )
-
-
 def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[Term]:
     """The standard recipe's terms for these hands."""
-    noise = torch.tensor(recipe.joint_noise).to(seen.uv)
-    inverse_sigma = seen.conf / (seen.sigma[:, None] * noise)
     terms: list[Term] = [
-        Reprojection(seen.uv, inverse_sigma, seen.focal, seen.princpt, GemanMcClure(recipe.robust)),
+        Reprojection(seen.uv, seen.inverse_sigma(recipe), seen.focal, seen.princpt, GemanMcClure(recipe.robust)),
         PosePrior(model.pose_prior),
         Limits(model.limits, recipe.limits_sigma_deg),
         Shape(recipe.shape_sigma),
     ]
-    if bool(torch.isfinite(seen.length).any()):
-        terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
+    terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
     if recipe.focal_sigma is not None:
         terms.append(FocalPrior(recipe.focal_sigma))
     return terms
@@ -124,27 +64,70 @@ class Best:
     """(B,) energy."""
 
 
-def fit_from(
-    model: FitModel, terms: list[Term], starts: HandState, per_hand: int, recipe: Recipe, free: Tensor
-) -> Best:
+class Engine(Protocol):
+    """Something that minimises the energy of B hands."""
+
+    def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
+        """From each start, which belongs to the hand of that number."""
+        ...
+
+    def energies(self, state: HandState) -> dict[str, Tensor]:
+        """(B,) energy of each term at one state per hand."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorEngine:
+    """torch on any device, with any terms: the reference."""
+
+    kinematics: Kinematics
+    terms: list[Term]
+    free: Tensor
+
+    def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
+        """See `Engine.solve`."""
+        return solve(self.kinematics, [t.select(hand) for t in self.terms], start, self.free, options)
+
+    def energies(self, state: HandState) -> dict[str, Tensor]:
+        """See `Engine.energies`."""
+        return energies(self.kinematics, self.terms, state)
+
+
+def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
+    """Whether the compiled engine does this fit: on a CPU, in float64, with the standard terms only."""
+    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and not recipe.extra_terms
+
+
+def _chunk(model: FitModel, recipe: Recipe) -> int:
+    """Hands fitted at a time. The tensor engine is fastest on a CPU while its Jacobians stay small, on a GPU with much
+    to do at once; the fused engine only needs enough hands to share out."""
+    if model.like.device.type != "cpu":
+        return 8192
+    return 1024 if uses_fused_engine(model, recipe) else 64
+
+
+def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: list[Term]) -> Engine:
+    """The fused engine where it can do the job, else the tensor engine."""
+    free = free_parameters(recipe, model.like.device)
+    if uses_fused_engine(model, recipe):
+        from handloop.fitting.fused.engine import FusedEngine
+
+        return FusedEngine.of(model, seen, recipe, free)
+    return TensorEngine(model.kinematics, standard_terms(model, seen, recipe) + extra, free)
+
+
+def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand: int, recipe: Recipe) -> Best:
     """Fit each hand from `per_hand` starts: a few steps for all, then the best few to convergence.
 
     Args:
         starts: (B * per_hand) states, hands outermost.
-        terms: with B rows.
     """
     n = len(starts) // per_hand
     device = starts.betas.device
     hand = torch.arange(n, device=device).repeat_interleave(per_hand)
-    kinematics = model.kinematics
     if per_hand > 1:
-        explored = solve(
-            kinematics,
-            [t.select(hand) for t in terms],
-            starts,
-            free,
-            SolverOptions(recipe.explore_steps, recipe.solver.tolerance, recipe.solver.damping),
-        )
+        short = SolverOptions(recipe.explore_steps, recipe.solver.tolerance, recipe.solver.damping)
+        explored = engine.solve(starts, hand, short)
         keep = min(recipe.finalists, per_hand)
         order = explored.energy.reshape(n, per_hand).argsort(dim=1, stable=True)[:, :keep]
         at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
@@ -152,7 +135,7 @@ def fit_from(
         hand = torch.arange(n, device=device).repeat_interleave(keep)
     else:
         keep, before = 1, torch.zeros(n, dtype=torch.int64, device=device)
-    done = solve(kinematics, [t.select(hand) for t in terms], starts, free, recipe.solver)
+    done = engine.solve(starts, hand, recipe.solver)
     energy = done.energy.reshape(n, keep)
     best = energy.argmin(1)
     at = torch.arange(n, device=device) * keep + best
@@ -198,8 +181,9 @@ def fit_keypoints(
         raise InputError(f"two extra terms share a name: {extra}.")
     for model, rows in models.split(keypoints.is_right):
         rows = rows[usable[rows]]
-        for start in range(0, len(rows), models.chunk):
-            at = rows[start : start + models.chunk]
+        chunk = _chunk(model, recipe)
+        for start in range(0, len(rows), chunk):
+            at = rows[start : start + chunk]
             length = None if hand_length is None else hand_length[at]
             _fit_chunk(model, keypoints.select(at), camera.select(at), recipe, length, at, out)
     return _result(models, keypoints, camera, recipe, out)
@@ -214,14 +198,12 @@ def _fit_chunk(
     at: Tensor,
     out: _Output,
 ) -> None:
-    seen = observe(keypoints, camera, recipe, length, model.like)
-    terms = standard_terms(model, seen, recipe)
-    terms += [t.select(at) for t in recipe.extra_terms]
+    seen = Observations.of(keypoints, camera, recipe, length, model.like)
+    engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
     seeds = model.seeds[: recipe.seeds]
     starts = closed_form_starts(model.kinematics, seeds, seen.views())
-    free = free_parameters(recipe, model.like.device)
-    best = fit_from(model, terms, starts, 2 * len(seeds), recipe, free)
-    out.put(at, best, energies(model.kinematics, terms, best.solution.state))
+    best = fit_from(engine, model.kinematics, starts, 2 * len(seeds), recipe)
+    out.put(at, best, engine.energies(best.solution.state))
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,16 +54,13 @@ class HandModels:
     pair: HandPair
     right: FitModel
     left: FitModel
-    chunk: int
-    """Hands fitted at a time."""
 
     @classmethod
     def of(cls, pair: HandPair, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> HandModels:
         """Prepare a pair of models for fitting."""
         right = FitModel.of(pair.right, dtype, device)
         left = right if pair.left_is_mirror else FitModel.of(mirror_hand(pair.left), dtype, device)
-        # A hand's starts and Jacobians take about 1 MB; a GPU wants more hands per launch.
-        return cls(pair, right, left, 1024 if torch.device(device).type == "cpu" else 8192)
+        return cls(pair, right, left)
 
     def split(self, is_right: Tensor) -> Iterator[tuple[FitModel, Tensor]]:
         """Each model with the rows (integer index) of the hands it fits."""

@@ -80,12 +80,14 @@ def solve(
     current = _linearise(model, local, state, free)
     damping = torch.full_like(current.energy, options.damping)
     growth = torch.full_like(current.energy, 2.0)
+    # A hand that is done stays put from then on, whether or not it has been dropped from the working set yet.
+    active = torch.isfinite(current.energy) | torch.isposinf(current.energy)
     for step in range(1, options.max_steps + 1):
         delta, predicted = _step(current, damping)
         trial_state = state.retract(delta)
         trial = _linearise(model, local, trial_state, free)
         gain = current.energy - trial.energy
-        ok = torch.isfinite(trial.energy) & (gain > 0)
+        ok = active & torch.isfinite(trial.energy) & (gain > 0)
         ratio = gain / predicted.clamp(min=1e-30)
         threshold = options.tolerance * (current.energy + 1e-3)
         # Done: an accepted step gained next to nothing, or a rejected one could not have gained more.
@@ -97,18 +99,18 @@ def solve(
         state = trial_state.where(ok, state)
         current = _where(ok, trial, current)
         final = _scatter(final, state, rows)
-        energy[rows] = current.energy
-        converged[rows] = done & torch.isfinite(current.energy)
-        steps[rows] = step
-        keep = ~done & torch.isfinite(current.energy)
-        count = int(keep.sum())
+        energy[rows] = current.energy.nan_to_num(float("inf"), float("inf"))
+        converged[rows] |= active & done & torch.isfinite(current.energy)
+        steps[rows] = torch.where(active, step, steps[rows])
+        active = active & ~done & torch.isfinite(current.energy)
+        count = int(active.sum())
         if count == 0:
             break
         if count < 0.8 * len(rows):
-            at = _pair(keep.nonzero()[:, 0])
+            at = _pair(active.nonzero()[:, 0])
             rows, state, local = rows[at], state.select(at), [t.select(at) for t in local]
             current = _Linear(current.energy[at], current.gradient[at], current.hessian[at])
-            damping, growth = damping[at], growth[at]
+            damping, growth, active = damping[at], growth[at], active[at]
     return Solution(final.orthonormalised(), energy, converged, steps)
 
 

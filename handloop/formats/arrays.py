@@ -85,8 +85,8 @@ def _third_is_depth(present: np.ndarray, third: np.ndarray) -> bool:
     if third.min() < 0 or third.max() > _MAX_CONFIDENCE or not third.any():
         return True
     wrist, others = present[:, 0], present[:, 1:, 2]
-    placed = (wrist[:, :2] != 0).any(-1)
-    return bool(placed.all() and (wrist[:, 2] < 1e-3).all() and (others > 0).mean() > 0.5 and third.max() < _MAX_UNIT_DEPTH)
+    at_wrist = (wrist[:, :2] != 0).any(-1) & (wrist[:, 2] < 1e-3)
+    return bool(at_wrist.all() and (others > 0).mean() > 0.5 and third.max() < _MAX_UNIT_DEPTH)
 
 
 def _refuse_metres(present: np.ndarray) -> None:

@@ -17,10 +17,11 @@ def thumb_side(points: np.ndarray) -> np.ndarray:
     Returns:
         (N,) sine of the angle between palm and thumb tip, positive for right hands; 0 where it decides nothing.
     """
-    at_wrist = points - points[:, :1]
-    normal = np.cross(at_wrist[:, 5], at_wrist[:, 17])
-    thumb = at_wrist[:, 4]
-    length = np.linalg.norm(normal, axis=-1) * np.linalg.norm(thumb, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    # Unknown depths and absurd ones end as NaN or infinity, and decide nothing.
+    with np.errstate(all="ignore"):
+        at_wrist = points - points[:, :1]
+        normal = np.cross(at_wrist[:, 5], at_wrist[:, 17])
+        thumb = at_wrist[:, 4]
+        length = np.linalg.norm(normal, axis=-1) * np.linalg.norm(thumb, axis=-1)
         sine = (normal * thumb).sum(-1) / length
     return np.where(np.isfinite(sine), sine, 0.0)

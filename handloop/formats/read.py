@@ -54,13 +54,15 @@ def read_keypoints(inputs: Sequence[str | Path] | str | Path, options: ReadOptio
         All hands, and every file that could not be used; nothing about a file raises.
 
     Raises:
-        InputError: no input, or an unknown format in `options`.
+        InputError: no input, or an unknown format or picture folder in `options`.
     """
     named = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not named:
         raise InputError("no input was named; give keypoint files or folders.")
     if options.format is not None and options.format not in FORMATS:
         raise InputError(f"the format {options.format!r} was given, expected one of {', '.join(FORMATS)}.")
+    if options.images is not None and not Path(options.images).is_dir():
+        raise InputError(f"the pictures' folder {options.images} was given, which is not a folder.")
     formats = list(_SUFFIXES) if options.format is None else [options.format]
     discovery = discover(named, frozenset(s for name in formats for s in _SUFFIXES[name]))
     notes = Notes()

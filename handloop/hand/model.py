@@ -12,7 +12,7 @@ from handloop.core.joints import MANO_PARENTS, TIP_SETS
 N_VERTICES, N_FACES, N_JOINTS, N_BETAS = 778, 1538, 16, 10
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Hand:
     """One side's hand model. All arrays are float64 (faces int64), metres, in the model's own rest frame."""
 
@@ -49,6 +49,9 @@ class Hand:
     (left alone, because asked to or because the sign could not be told)."""
     notes: tuple[str, ...] = field(default=())
     """What was found and repaired while loading, in plain sentences."""
+
+    def __repr__(self) -> str:
+        return f"Hand({self.name!r}, {'right' if self.is_right else 'left'}, digest {self.digest})"
 
     def __post_init__(self) -> None:
         expected = {

@@ -46,16 +46,16 @@ def write_obj(
     """
     rows = check_rows(result, indices)
     target = _make(folder)
-    names = file_names([result.keypoints.ids[row] for row in rows])
+    names = file_names(result.keypoints.ids)
     paths: list[Path] = []
     skipped: list[str] = []
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        for row, name, vertices in zip(part, names[start:], vertices_of(result, part), strict=False):
+        for row, vertices in zip(part, vertices_of(result, part), strict=True):
             if not _usable(vertices):
                 skipped.append(result.keypoints.ids[row])
                 continue
-            path = target / f"{name}.obj"
+            path = target / f"{names[row]}.obj"
             axes = "x right, y up, z backward" if y_up else "x right, y down, z forward (OpenCV camera)"
             header = f"# handloop, {_side(result, row)} hand, metres, {axes}\n"
             path.write_text(header + _obj(_turn(vertices, y_up), _faces(result, row, faces_right, faces_left)))
@@ -125,7 +125,7 @@ def _groups(result: FitResult, rows: Sequence[int]) -> dict[str, list[int]]:
     labels: dict[str, list[int]] = {}
     for key, members in found.items():
         label = kp.ids[members[0]]
-        if len(members) > 1 and len(key) == 3:
+        if len(key) == 3:
             label = Path(str(key[0])).stem + (f"_{key[1]}" if key[1] != -1 else "")
         while label in labels:  # Pictures of one name in several folders, or of several cameras.
             label += f"_{kp.ids[members[0]]}"

@@ -10,8 +10,9 @@ import torch
 from handloop.core.camera import Camera
 
 _GRID = 4
-"""Spacing in px at which a distorted lens is inverted; in between, rays are interpolated. The error stays below 0.01 px
-for k1 = -0.3 at the edge of a wide lens (tests/view/test_raycast.py); inverting every ray took 0.2 s a picture."""
+"""Spacing in px at which a distorted lens is inverted; in between, rays are interpolated. The error stays below 0.05 px
+for k1 = -0.3 and 87 degrees on 320 px (tests/view/test_raycast.py) and falls with the square of the magnification, so
+that a crop around a hand sees a thousandth. Inverting every ray took 0.2 s a picture."""
 
 _LIGHT = np.array([-0.22, -0.32, -0.92])
 """Direction towards the light, OpenCV axes: behind the viewer, from the upper left."""
@@ -82,8 +83,7 @@ def shade_mesh(
     x0, y0, width, height = box
     rays = _Rays(camera, x0, y0, width, height)
     scene = _Scene(mesh, colour)
-    xs, ys = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-    shade, cover, depth = scene.look(rays.at(xs.ravel(), ys.ravel()))
+    shade, cover, depth = scene.look(rays.all())
     shade = shade.reshape(height, width, 3)
     cover, depth = cover.reshape(height, width), depth.reshape(height, width)
     edge = _outline(cover, depth)
@@ -148,12 +148,27 @@ class _Rays:
     """x/z, y/z of the rays through the pixels of one part of a canvas."""
 
     def __init__(self, camera: Camera, x0: int, y0: int, width: int, height: int) -> None:
-        self._camera, self._x0, self._y0 = camera, x0, y0
+        self._camera, self._x0, self._y0, self._size = camera, x0, y0, (width, height)
         self._grid: np.ndarray | None = None
         if camera.dist is not None:
             # One more on every side, for the rays beside a pixel's centre.
             across, down = (np.arange(-_GRID, n + 2 * _GRID, _GRID, dtype=np.float64) for n in (width, height))
             self._grid = self._invert(across, down)
+
+    def all(self) -> np.ndarray:
+        """(height * width, 2) for all pixels, row by row: `at`, but an axis at a time, which is three times as fast."""
+        x, y = (np.arange(n, dtype=np.float64) for n in self._size)
+        if self._grid is None:
+            columns, rows = np.meshgrid(x, y)
+            return self.at(columns.ravel(), rows.ravel())
+        down, across = (
+            np.clip(1 - np.abs(at[:, None] / _GRID + 1 - np.arange(n)), 0, None)
+            for at, n in ((y, self._grid.shape[0]), (x, self._grid.shape[1]))
+        )
+        lost = np.isnan(self._grid).any(2)
+        if lost.any():  # In a product of matrices one NaN would spoil whole rows.
+            return self.at(np.tile(x, len(y)), np.repeat(y, len(x)))
+        return np.stack([down @ self._grid[..., k] @ across.T for k in (0, 1)], -1).reshape(-1, 2)
 
     def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """(n, 2) for pixels (n,), (n,) counted from the part's corner; NaN where the lens has no inverse."""

@@ -65,8 +65,8 @@ def write_report(
         result: the fits.
         faces_right, faces_left: (F, 3) vertex ids of each side's mesh, outward (see `write_overlays`).
         folder: made if missing. Files of an earlier report there are overwritten, never deleted.
-        max_hands: hands that get a card with drawing and mesh: two thirds the worst, the rest spread over the others.
-            The table holds all hands in any case.
+        max_hands: hands that get a card with drawing and mesh: two thirds the worst (at most a quarter without a fit),
+            the rest spread over the others. The table holds all hands in any case.
         title: the heading.
         notes: what was assumed, in sentences, shown loudly. That a focal length is assumed is said without being asked.
         problems: what could not be read or fitted; each is shown as its text.
@@ -81,7 +81,8 @@ def write_report(
     target = Path(folder)
     (target / FILES).mkdir(parents=True, exist_ok=True)
     order = worst_first(result)
-    chosen = _choose(order, max_hands)
+    shown = _choose(order, int((~result.fitted()).sum()), max_hands)
+    chosen = shown.all()
     percent = box_percent(result)
     extra = _extra_columns(result, columns or {})
     _write_plotly(target / FILES / "plotly.min.js")
@@ -100,29 +101,42 @@ def write_report(
         html.box("Problems", [str(problem) for problem in problems], bad=True),
         *_charts(result, percent),
         html.table(),
-        *_sections(cards, len(order), max_hands),
+        *_sections(cards, shown, len(order)),
         html.about({**result.hand.provenance(), **result.provenance}),
     ]
     page = target / "report.html"
     text = html.document(title, FILES, [piece for piece in body if piece])
-    # File names that are not valid UTF-8 reach Python as lone surrogates, which cannot be written.
-    write_text(page, text.encode("utf-8", "replace").decode("utf-8"))
+    write_text(page, _plain(text))
     return page
 
 
-def _choose(order: Sequence[int], most: int) -> list[int]:
-    """Rows with a card, worst first: two thirds of `most` the worst, the others evenly over what remains."""
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows that get a card."""
+
+    lost: list[int]
+    """Hands without a fit."""
+    worst: list[int]
+    """The worst fits."""
+    sample: list[int]
+    """Some of the others."""
+
+    def all(self) -> list[int]:
+        return [*self.lost, *self.worst, *self.sample]
+
+
+def _choose(order: Sequence[int], lost: int, most: int) -> _Chosen:
+    """What to show of rows in order, worst first, of which the first `lost` have no fit."""
     if len(order) <= most:
-        return list(order)
-    worst = _n_worst(most)
-    rest = order[worst:]
+        return _Chosen(list(order[:lost]), list(order[lost:]), [])
+    # Of hands without a fit there is little to see but their points: a quarter, or all there is room for.
+    n_lost = min(lost, max(most // 4, most - (len(order) - lost)))
+    n_worst = max(0, min(-(-2 * most // 3) - n_lost, len(order) - lost))
+    rest = order[lost + n_worst :]
+    n_sample = min(most - n_lost - n_worst, len(rest))
     # The last of each stretch, so that the best hand of all is among them.
-    picks = [rest[(k + 1) * len(rest) // (most - worst) - 1] for k in range(most - worst)]
-    return [*order[:worst], *picks]
-
-
-def _n_worst(most: int) -> int:
-    return -(-2 * most // 3)
+    sample = [rest[(k + 1) * len(rest) // n_sample - 1] for k in range(n_sample)]
+    return _Chosen(list(order[:n_lost]), list(order[lost : lost + n_worst]), sample)
 
 
 def _counts(result: FitResult, percent: np.ndarray) -> list[tuple[str, str]]:
@@ -152,17 +166,18 @@ def _charts(result: FitResult, percent: np.ndarray) -> list[str]:
     return ['<h2>How well the points are met</h2><div class="charts">', *charts, "</div>"]
 
 
-def _sections(cards: Sequence[str], n: int, most: int) -> list[str]:
+def _sections(cards: Sequence[str], chosen: _Chosen, n: int) -> list[str]:
     if not cards:
         return []
-    if n <= most:
+    if len(cards) == n:
         return ["<h2>Each hand</h2>", html.legend(), *cards]
-    worst = _n_worst(most)
+    first = len(chosen.lost) + len(chosen.worst)
     said = (
-        f'<p class="soft">Drawings and meshes of {len(cards):,} of {n:,} hands: the worst {worst:,}, and a sample.</p>'
+        f'<p class="soft">Drawings and meshes of {len(cards):,} of {n:,} hands: {len(chosen.lost):,} without a fit, '
+        f"the {len(chosen.worst):,} worst fits, and a sample of {len(chosen.sample):,} others.</p>"
     )
-    sample = ["<h2>A sample of the others</h2>", *cards[worst:]] if cards[worst:] else []
-    return ["<h2>The worst hands</h2>", said, html.legend(), *cards[:worst], *sample]
+    sample = ["<h2>A sample of the others</h2>", *cards[first:]] if cards[first:] else []
+    return ["<h2>The worst hands</h2>", said, html.legend(), *cards[:first], *sample]
 
 
 def _card(result: FitResult, row: int, drawing: Path, has_mesh: bool, lines: Sequence[Fact]) -> str:
@@ -189,7 +204,7 @@ def _own_columns(result: FitResult, percent: np.ndarray) -> list[_Column]:
     gap = result.hypothesis_gap.detach().cpu().double().tolist()
     status = [STATUS_WORD[Status(s)] for s in result.status.tolist()]
     return [
-        _Column("id", "id", kp.ids),
+        _Column("id", "id", [_plain(text) for text in kp.ids]),
         _Column("side", "side", ["right" if r else "left" for r in kp.is_right.tolist()]),
         _Column("status", "status", status),
         _Column("rms_px", "error px", _numbers(result.rms_px), 2),
@@ -216,7 +231,7 @@ def _extra_columns(result: FitResult, columns: Mapping[str, Sequence[object]]) -
         elif values.dtype.kind in "biu":
             out.append(_Column(name, label, values.tolist()))
         else:
-            out.append(_Column(name, label, ["" if v is None else str(v) for v in values.tolist()]))
+            out.append(_Column(name, label, ["" if v is None else _plain(str(v)) for v in values.tolist()]))
     return out
 
 
@@ -287,6 +302,11 @@ def _write_meshes(
 
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+
+
+def _plain(text: str) -> str:
+    """Without lone surrogates, which is how file names that are not UTF-8 reach Python: browsers crash on them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _json(data: object) -> str:

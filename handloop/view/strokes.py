@@ -45,9 +45,10 @@ def draw_hand(canvas: np.ndarray, joints: np.ndarray, points: np.ndarray) -> np.
     pen = _Pen(ImageDraw.Draw(layer), factor, max(height, width) / 512, (width, height))
     pen.skeleton(joints)
     pen.inputs(points, joints)
-    out = Image.fromarray(canvas).convert("RGBA")
-    out.alpha_composite(layer.reduce(factor))
-    return np.array(out.convert("RGB"))
+    strokes = layer.reduce(factor)
+    out = Image.fromarray(canvas)
+    out.paste(strokes, mask=strokes)
+    return np.array(out)
 
 
 def write_remarks(canvas: np.ndarray, remarks: Sequence[str]) -> np.ndarray:
@@ -94,7 +95,7 @@ class _Pen:
         for k in range(len(points)):
             away = joints[k] - points[k, :2]
             distance = float(np.hypot(away[0], away[1]))
-            if distance > radius[k] * self._unit:  # False for NaN.
+            if np.isfinite(distance) and distance > radius[k] * self._unit:
                 self.line(points[k, :2] + away / distance * radius[k] * self._unit, joints[k], 1.4, _RING)
             self.ring(points[k, :2], float(radius[k]))
 

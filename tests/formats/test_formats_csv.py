@@ -40,7 +40,8 @@ def test_wide_by_joint_name_without_confidence_and_decimal_comma(tmp_path: Path)
 
 
 def test_long_with_missing_points(tmp_path: Path) -> None:
-    rows = [[h, j, f"{100 + i}", "50", "0.9"] for h in ("a", "b") for i, j in enumerate(JOINT_NAMES) if (h, i) != ("b", 3)]
+    names = list(enumerate(JOINT_NAMES))
+    rows = [[h, j, f"{100 + i}", "50", "0.9"] for h in ("a", "b") for i, j in names if (h, i) != ("b", 3)]
     result = read_keypoints([write(tmp_path / "k.csv", ["id", "joint", "x", "y", "conf"], *rows)])
     assert result.keypoints.ids == ("a", "b")
     assert result.keypoints.conf[1, 2:5].tolist() == [0.9, 0.0, 0.9]

@@ -156,7 +156,8 @@ def test_a_2d_hand_without_side_is_right_loudly(write_json: WriteJson, right_han
 
 def test_npy_arrays_of_every_shape(tmp_path: Path, right_hand: np.ndarray) -> None:
     pixels = right_hand[:, :2] * 500
-    for i, array in enumerate((pixels, pixels[None], np.stack([pixels] * 5), np.stack([[pixels] * 2] * 3), pixels.ravel())):
+    arrays = (pixels, pixels[None], np.stack([pixels] * 5), np.stack([[pixels] * 2] * 3), pixels.ravel())
+    for i, array in enumerate(arrays):
         path = tmp_path / f"{i}.npy"
         np.save(path, array.astype(np.float32))
         result = read_keypoints([path])

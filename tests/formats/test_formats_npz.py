@@ -81,7 +81,9 @@ def test_truth_of_some_hands_is_left_aside(tmp_path: Path) -> None:
 
 
 def test_results_npz_is_an_input(tmp_path: Path) -> None:
-    keypoints = Keypoints.from_arrays(points(3), [True, False, True], ids=["p", "q", "r"], source="s.json", frame=[4, 5, 6])
+    keypoints = Keypoints.from_arrays(
+        points(3), np.array([True, False, True]), ids=["p", "q", "r"], source="s.json", frame=np.array([4, 5, 6])
+    )
     camera = Camera.from_matrix(K, 3)
     camera = Camera(camera.focal, camera.princpt, None, torch.tensor([True, False, True]))
     n = len(keypoints)

@@ -104,7 +104,9 @@ def unit_hand(size: tuple[int, int], signed: bool) -> list[float]:
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("by_picture", [False, True])
-def test_normalised_scales_are_recognised(write_json: WriteJson, tmp_path: Path, signed: bool, by_picture: bool) -> None:
+def test_normalised_scales_are_recognised(
+    write_json: WriteJson, tmp_path: Path, signed: bool, by_picture: bool
+) -> None:
     size = (640, 480)
     path = write_json("a_keypoints.json", people(person(unit_hand(size, signed))))
     if by_picture:

@@ -158,6 +158,8 @@ def test_wrong_options_are_errors(tmp_path: Path) -> None:
     assert set(FORMATS) == {"openpose", "mediapipe", "npz", "csv"}
     with pytest.raises(InputError, match="expected one of openpose, mediapipe, npz, csv"):
         read_keypoints([tmp_path], ReadOptions(format="coco"))
+    with pytest.raises(InputError, match="which is not a folder"):
+        read_keypoints([tmp_path], ReadOptions(images=tmp_path / "nothing"))
     with pytest.raises(InputError, match="no input"):
         read_keypoints([])
     with pytest.raises(InputError, match="image size"):

@@ -28,7 +28,7 @@ def build() -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
     surface = HandSurface(skeleton)
     vertices, faces = number_vertices(*remesh(skeleton, surface), skeleton)
     vertices = np.round(vertices, 4)
-    weights = skinning_weights(vertices, skeleton, surface)
+    weights = skinning_weights(vertices, faces, skeleton, surface)
     by_vertex, by_joint = shape_directions(vertices, weights, skeleton)
     regressor, by_vertex = joint_regressor(vertices, weights, skeleton, by_vertex, by_joint)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.build_hand.skeleton import PARENTS, Array
+from tools.build_hand.skeleton import PARENTS, Array, Indices
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class HandModel:
     """The arrays of the asset that posing needs, in metres."""
 
     v_template: Array
-    faces: Array
+    faces: Indices
     weights: Array
     joints: Array
     posedirs: Array

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tools.build_hand.skeleton import FINGERS, Array, Skeleton
+from tools.build_hand.skeleton import FINGERS, Array, Indices, Skeleton
 
 # The first id is smplx's, at the most distal point; the others are manopth's, FreiHAND's, HO-3D's and further sets in
 # use.
@@ -15,7 +15,7 @@ TIP_IDS: dict[str, tuple[int, ...]] = {
 }
 
 
-def number_vertices(vertices: Array, faces: Array, skeleton: Skeleton) -> tuple[Array, Array]:
+def number_vertices(vertices: Array, faces: Indices, skeleton: Skeleton) -> tuple[Array, Indices]:
     """Permute so that tips have their ids and the other vertices run from the wrist to the fingertips."""
     taken: dict[int, int] = {}
     for finger, name in enumerate(FINGERS):

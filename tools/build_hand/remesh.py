@@ -5,7 +5,7 @@ import heapq
 import numpy as np
 from skimage.measure import marching_cubes
 
-from tools.build_hand.skeleton import FINGERS, THUMB, Array, Skeleton
+from tools.build_hand.skeleton import FINGERS, THUMB, Array, Indices, Skeleton
 from tools.build_hand.surface import CUT_X, HandSurface
 from tools.build_hand.trimesh_edit import EditableMesh
 
@@ -189,7 +189,7 @@ def _pin_tips(mesh: EditableMesh, skeleton: Skeleton) -> None:
         mesh.pinned.add(nearest)
 
 
-def remesh(skeleton: Skeleton, surface: HandSurface) -> tuple[Array, Array]:
+def remesh(skeleton: Skeleton, surface: HandSurface) -> tuple[Array, Indices]:
     """(778, 3) vertices in mm and (1538, 3) faces, wound outwards."""
     size = SizeField(skeleton, surface)
     mesh = march(skeleton, surface)

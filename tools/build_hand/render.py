@@ -9,7 +9,7 @@ import trimesh
 from PIL import Image, ImageDraw
 
 from tools.build_hand.lbs import HandModel, load_model, pose_mesh
-from tools.build_hand.skeleton import Array
+from tools.build_hand.skeleton import Array, Indices
 
 DATA = Path(__file__).resolve().parents[2] / "handloop" / "hand" / "data"
 SKIN = np.array([226.0, 182.0, 152.0])
@@ -30,7 +30,7 @@ SIDES: tuple[tuple[str, tuple[float, float, float], tuple[float, float, float]],
 
 
 def render(
-    vertices: Array, faces: Array, view: tuple[float, float, float], up: tuple[float, float, float], wire: bool
+    vertices: Array, faces: Indices, view: tuple[float, float, float], up: tuple[float, float, float], wire: bool
 ) -> Image.Image:
     """Orthographic ray cast, 23 cm wide, smooth or wire-over-flat shading."""
     size, width = 420, 0.23

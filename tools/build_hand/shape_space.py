@@ -65,7 +65,7 @@ DIRECTIONS: tuple[Direction, ...] = (
         bones=_every(3 * ((0.055, 0.055, 0.0),), LONG_FINGERS)
         | _every(((0.0, 0.0, 0.0), (0.055, 0.055, 0.0), (0.055, 0.055, 0.0)), ("thumb",)),
     ),
-    Direction("palm length and thumb base", _along(0.015), thumb_base=(-4.0, -1.0, 2.0)),
+    Direction("palm length and thumb base", _along(0.015), thumb_base=(-2.2, -0.5, 1.2)),
 )
 
 
@@ -105,10 +105,11 @@ def _local_vertices(joint: int, vertices: Array, weights: Array, skeleton: Skele
 def joint_regressor(
     vertices: Array, weights: Array, skeleton: Skeleton, by_vertex: Array, by_joint: Array
 ) -> tuple[Array, Array]:
-    """Non-negative local regressor (16, n), exact on the template, and the shape motion corrected to be exact there too.
+    """Non-negative local regressor (16, n), exact on the template, and the shape motion made exact for it too.
 
-    A non-negative regressor can't follow a joint between a growing and a shrinking bone to the last tenth of a millimetre: every
-    vertex around it moves to the same side. The remainder is taken out of the skin by one smooth bump per joint.
+    A non-negative regressor can't follow a joint between a growing and a shrinking bone to the last tenth of a
+    millimetre: every vertex around it moves to the same side. The remainder is taken out of the skin by one smooth bump
+    per joint.
     """
     regressor = np.zeros((16, len(vertices)))
     for joint in range(16):

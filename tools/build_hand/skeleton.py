@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 FINGERS = ("index", "middle", "pinky", "ring", "thumb")
@@ -41,13 +42,13 @@ BASES_MM: dict[str, tuple[float, float, float]] = {
     "index": (88.0, 0.5, 26.5),
     "middle": (92.0, 1.5, 5.0),
     "ring": (85.8, -0.5, -14.5),
-    "pinky": (76.5, -4.5, -31.5),
+    "pinky": (76.0, -4.5, -32.5),
     "thumb": (19.0, -10.0, 22.5),
 }
 
 # Rest direction of the fingers in the palm's plane: degrees towards the thumb from straight distal. Slightly spread,
 # so that neighbouring fingers are well apart in the template.
-SPREAD_DEG: dict[str, float] = {"index": 7.0, "middle": 1.0, "ring": -6.0, "pinky": -14.0}
+SPREAD_DEG: dict[str, float] = {"index": 7.0, "middle": 1.0, "ring": -6.0, "pinky": -16.0}
 
 # The thumb: (distal, dorsal, radial) directions of its metacarpal and of its two phalanges. About 45 degrees out,
 # slightly palmar.
@@ -64,7 +65,7 @@ class Skeleton:
     tips: Array
     """(5, 3) the skin's end on each finger's axis, in the order of ``FINGERS``."""
     axes: Array
-    """(16, 3, 3) columns f, d, b: flexion axis, dorsal direction, bone direction; the wrist has the hand's own frame."""
+    """(16, 3, 3) columns f, d, b: flexion axis, dorsal direction, bone direction; the wrist has the hand's frame."""
     lengths: Array
     """(16,) distance from a joint to its child or to the fingertip's skin; 0 for the wrist."""
 
@@ -79,7 +80,7 @@ def _from_hand(triple: tuple[float, float, float]) -> Array:
 
 
 def bone_axes(bone: Array, dorsal: Array) -> Array:
-    """Columns f, d, b of a bone: d is ``dorsal`` made orthogonal to b, f = d x b; positive flexion turns b to the palm."""
+    """Columns f, d, b: d is ``dorsal`` made orthogonal to ``bone``, f = d x b; positive flexion turns b to the palm."""
     b = _unit(bone)
     d = _unit(dorsal - (dorsal @ b) * b)
     return np.stack([np.cross(d, b), d, b], axis=1)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tools.build_hand.lbs import joint_transforms, pose_feature, rotation_matrices
-from tools.build_hand.skeleton import FINGERS, THUMB, Array, Skeleton
+from tools.build_hand.skeleton import FINGERS, THUMB, Array, Indices, Skeleton
 from tools.build_hand.surface import HandSurface
 
 # Half widths (mm) of the zones in which a bone hands over to the next, at the finger's three joints. About one radius
@@ -29,8 +29,11 @@ def _membership(vertices: Array, skeleton: Skeleton, surface: HandSurface) -> Ar
     four = [FINGERS.index(name) for name in ("index", "middle", "ring", "pinky")]
     for finger in four:
         others = np.min(np.delete(reach, (finger, THUMB), axis=1), axis=1)
+        # Wide where the palm and the webs join neighbours, narrow on the free part of the finger.
+        along = surface.fingers[finger].local(vertices)[:, 2] / skeleton.lengths[3 * finger + 1]
+        width = np.interp(along, (0.45, 0.65), (12.0, 5.0))
         # Within 20 mm of the axis, so that the thumb isn't taken for a part of the index finger.
-        result[:, finger] = _step((others - reach[:, finger]) / 6.0) * (1.0 - _step((reach[:, finger] - 22.0) / 4.0))
+        result[:, finger] = _step((others - reach[:, finger]) / width) * (1.0 - _step((reach[:, finger] - 22.0) / 4.0))
     distance = np.full(len(vertices), np.inf)
     for joint in (3 * THUMB + 1, 3 * THUMB + 2):
         bone = skeleton.axes[joint, :, 2]
@@ -43,7 +46,25 @@ def _membership(vertices: Array, skeleton: Skeleton, surface: HandSurface) -> Ar
     return result
 
 
-def skinning_weights(vertices: Array, skeleton: Skeleton, surface: HandSurface) -> Array:
+def _share_webs(weights: Array, faces: Indices) -> Array:
+    """Even out edges that run from one finger straight to another, so that a web follows both.
+
+    Vertices that a middle phalanx already moves are left alone: from there on a finger is free.
+    """
+    owner = np.where(weights[:, 0] > 0.5, -1, (weights[:, 1:].argmax(axis=1)) // 3)
+    free = np.stack([weights[:, 3 * f + 2 : 3 * f + 4].sum(axis=1) for f in range(THUMB)], axis=1).max(axis=1) > 0
+    edges = np.unique(np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1), axis=0)
+    a, b = edges.T
+    crossing = (owner[a] != owner[b]) & (np.minimum(owner[a], owner[b]) >= 0) & ~free[a] & ~free[b]
+    edges = edges[crossing]
+    result = weights.copy()
+    for vertex in np.unique(edges):
+        others = edges[(edges == vertex).any(axis=1)].sum(axis=1) - vertex
+        result[vertex] = 0.75 * weights[vertex] + 0.25 * weights[others].mean(axis=0)
+    return result
+
+
+def skinning_weights(vertices: Array, faces: Indices, skeleton: Skeleton, surface: HandSurface) -> Array:
     """(n, 16) non-negative, rows sum to 1."""
     member = _membership(vertices, skeleton, surface)
     weights = np.zeros((len(vertices), 16))
@@ -72,6 +93,8 @@ def skinning_weights(vertices: Array, skeleton: Skeleton, surface: HandSurface) 
     weights[:, 1:] *= 1.0 - np.repeat(trace, 3, axis=1)
     own = np.maximum(share.max(axis=1, keepdims=True), 0.1)
     weights[:, 1:] *= np.where(trace.any(axis=1, keepdims=True), share.sum(axis=1, keepdims=True) / own, 1.0)
+    weights[:, 0] = 1.0 - weights.sum(axis=1)
+    weights = _share_webs(weights, faces)
     weights[weights < 0.002] = 0.0
     weights[:, 0] = 0.0
     weights = np.round(weights, 5)
@@ -122,7 +145,7 @@ def dual_quaternion_skin(vertices: Array, weights: Array, world: Array, position
 
 
 def pose_blend_shapes(vertices: Array, weights: Array, joints: Array, poses: Array, ridge: float) -> Array:
-    """(n, 3, 135): ridge regression of the unposed difference between dual quaternion and linear skinning on vec(R - I).
+    """(n, 3, 135): ridge regression on vec(R - I) of the difference between dual quaternion and linear skinning.
 
     A vertex listens only to the joints of the fingers that move it. ``ridge`` is in units of the number of poses.
     """

@@ -124,8 +124,8 @@ RAY_BASES: dict[str, tuple[float, float, float]] = {
 RAY_SECTIONS: tuple[tuple[float, float, float, float], ...] = (
     (0.0, 12.0, 15.0, 17.0),
     (0.35, 11.0, 11.8, 14.0),
-    (0.7, 10.8, 10.2, 12.4),
-    (1.0, 11.0, 10.3, 12.4),
+    (0.7, 10.8, 10.3, 13.2),
+    (1.0, 11.0, 10.3, 13.2),
 )
 
 
@@ -213,7 +213,7 @@ class HandSurface:
         for a, b in ((1, 4), (4, 10), (10, 7)):
             # The pads below the MCPs fill the palmar grooves between the fingers' roots; the fold itself lies further
             # out.
-            for fraction, depth, radius in ((0.06, -5.0, 7.6), (0.25, -2.5, 6.8)):
+            for fraction, depth, radius in ((0.06, -5.0, 7.6), (0.2, -2.5, 6.6)):
                 shift = np.array([0.0, depth, 0.0])
                 ends = [joints[j] + fraction * self._skeleton.lengths[j] * axes[j, :, 2] + shift for j in (a, b)]
                 palm = _smooth_min(palm, _segment(points, ends[0], ends[1], radius), 6.0)
@@ -223,7 +223,7 @@ class HandSurface:
         """Signed distance of points (n, 3)."""
         result = self._finger_webs(self._palm(points), points)
         for finger, sweep in enumerate(self.fingers):
-            result = _smooth_min(result, sweep.distance(points), 8.0 if finger == THUMB else 5.5)
+            result = _smooth_min(result, sweep.distance(points), 8.0 if finger == THUMB else 4.5)
         return result
 
     def gradient(self, points: Array, step: float = 0.05) -> Array:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tools.build_hand.skeleton import Array
+from tools.build_hand.skeleton import Array, Indices
 
 Edge = tuple[int, int]
 
@@ -10,7 +10,7 @@ Edge = tuple[int, int]
 class EditableMesh:
     """Vertices, faces and the faces around every vertex. Dead vertices and faces stay as gaps until :meth:`compact`."""
 
-    def __init__(self, vertices: Array, faces: Array) -> None:
+    def __init__(self, vertices: Array, faces: Indices) -> None:
         self.points: list[Array] = [np.array(p) for p in vertices]
         self.faces: list[tuple[int, int, int] | None] = [(int(a), int(b), int(c)) for a, b, c in faces]
         self.around: list[set[int]] = [set() for _ in vertices]
@@ -157,7 +157,7 @@ class EditableMesh:
         u, w = self.points[a] - self.points[apex], self.points[b] - self.points[apex]
         return float(np.arccos(np.clip(u @ w / np.sqrt((u @ u) * (w @ w)), -1.0, 1.0)))
 
-    def compact(self) -> tuple[Array, Array]:
+    def compact(self) -> tuple[Array, Indices]:
         """Vertices and faces without gaps."""
         used = [v for v, faces in enumerate(self.around) if faces]
         renumber = {v: i for i, v in enumerate(used)}

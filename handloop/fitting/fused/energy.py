@@ -1,0 +1,231 @@
+"""Compiled energy of one hand, its gradient and its Gauss-Newton matrix: the standard recipe's terms.
+
+The formulas are those of `fitting.terms`; increments have the 62 columns of `core.terms`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from handloop.fitting.fused.compiler import compiled
+from handloop.fitting.fused.math import mul, right_jacobian_inverse, so3_log
+from handloop.fitting.fused.points import JOINT, joint_dirs, point_jacobian, pose_points
+
+
+@compiled
+def energy_of(model, seen, rot, betas, root, log_focal, w):
+    """Total energy; fills w.points, w.pose, w.angles, w.parts (energies by term) and what `linearise` needs."""
+    pose_points(model, rot, betas, root, w)
+    parts = w.parts
+    scale = np.exp(log_focal)
+    fx, fy = seen.focal[0] * scale, seen.focal[1] * scale
+    c2 = model.robust * model.robust
+    total = 0.0
+    behind = False
+    for p in range(21):
+        inverse_sigma = seen.inverse_sigma[p]
+        if inverse_sigma > 0.0:
+            z = w.points[p, 2]
+            if not z > 1e-3:
+                behind = True
+                z = 1e-3
+            rx = (fx * w.points[p, 0] / z + seen.princpt[0] - seen.uv[p, 0]) * inverse_sigma
+            ry = (fy * w.points[p, 1] / z + seen.princpt[1] - seen.uv[p, 1]) * inverse_sigma
+            s = rx * rx + ry * ry
+            total += s * (c2 / (c2 + s))
+    parts[0] = np.inf if behind else 0.5 * total
+    for j in range(15):
+        so3_log(rot[j + 1], w.pose[j])
+    total = 0.0
+    flat = w.pose.reshape(45)
+    for i in range(45):
+        w.offset[i] = flat[i] - model.prior_mean[i]
+    for i in range(45):
+        pull = 0.0
+        row = model.prior_precision[i]
+        for k in range(45):
+            pull += row[k] * w.offset[k]
+        w.pull[i] = pull
+        total += pull * w.offset[i]
+    parts[1] = 0.5 * total
+    total = 0.0
+    for j in range(15):
+        mul(model.axes_t[j], rot[j + 1], w.local)
+        mul(w.local, model.axes[j], w.frame)
+        m = w.frame
+        w.angles[j, 0] = np.arctan2(-m[1, 2], m[2, 2])
+        w.angles[j, 1] = np.arctan2(m[0, 2], np.sqrt(m[1, 2] * m[1, 2] + m[2, 2] * m[2, 2]))
+        w.angles[j, 2] = np.arctan2(-m[0, 1], m[0, 0])
+        for a in range(3):
+            e = 0.0
+            if w.angles[j, a] > model.high[j, a]:
+                e = w.angles[j, a] - model.high[j, a]
+            elif w.angles[j, a] < model.low[j, a]:
+                e = w.angles[j, a] - model.low[j, a]
+            w.excess[j, a] = e * model.limits_scale
+            total += w.excess[j, a] * w.excess[j, a]
+    parts[2] = 0.5 * total
+    total = 0.0
+    for s in range(10):
+        total += betas[s] * betas[s]
+    parts[3] = 0.5 * total * model.shape_scale * model.shape_scale
+    parts[4] = 0.0
+    if seen.length == seen.length:
+        total = 0.0
+        for i in range(4):
+            sq = 0.0
+            for c in range(3):
+                v = model.length_bones[i, c]
+                for s in range(10):
+                    v += model.length_dirs[i, c, s] * betas[s]
+                w.bones[i, c] = v
+                sq += v * v
+            w.bone_lengths[i] = np.sqrt(sq)
+            total += w.bone_lengths[i]
+        w.length_error[0] = (total - seen.length) * model.length_scale
+        parts[4] = 0.5 * w.length_error[0] * w.length_error[0]
+    parts[5] = 0.5 * (log_focal * model.focal_scale) ** 2
+    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5]
+
+
+@compiled
+def linearise(model, seen, rot, betas, root, log_focal, w, hessian, gradient):
+    """Upper triangle of J^T J (62, 62) and J^T r (62,) at the state `energy_of` was last called with."""
+    for i in range(62):
+        gradient[i] = 0.0
+        for k in range(i, 62):
+            hessian[i, k] = 0.0
+    _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient)
+    _add_pose_prior(model, w, hessian, gradient)
+    _add_limits(model, w, hessian, gradient)
+    shape = model.shape_scale * model.shape_scale
+    for s in range(10):
+        hessian[48 + s, 48 + s] += shape
+        gradient[48 + s] += shape * betas[s]
+    if seen.length == seen.length:
+        row = w.length_row
+        for s in range(10):
+            total = 0.0
+            for i in range(4):
+                for c in range(3):
+                    total += w.bones[i, c] * model.length_dirs[i, c, s] / w.bone_lengths[i]
+            row[s] = total * model.length_scale
+        for s in range(10):
+            gradient[48 + s] += row[s] * w.length_error[0]
+            for t in range(s, 10):
+                hessian[48 + s, 48 + t] += row[s] * row[t]
+    focal = model.focal_scale * model.focal_scale
+    hessian[61, 61] += focal
+    gradient[61] += focal * log_focal
+    for i in range(62):
+        if not model.free[i]:
+            gradient[i] = 0.0
+            for k in range(i, 62):
+                hessian[i, k] = 0.0
+            for k in range(i):
+                hessian[k, i] = 0.0
+            hessian[i, i] = 1.0
+
+
+@compiled
+def _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient):
+    joint_dirs(model, w)
+    scale = np.exp(log_focal)
+    fx, fy = seen.focal[0] * scale, seen.focal[1] * scale
+    c2 = model.robust * model.robust
+    jac, rows, block, grad = w.point_jac, w.rows, w.block, w.block_grad
+    for finger in range(-1, 5):
+        for i in range(26):
+            grad[i] = 0.0
+            for k in range(26):
+                block[i, k] = 0.0
+        first, last = (0, 1) if finger < 0 else (1 + 4 * finger, 5 + 4 * finger)
+        for p in range(first, last):
+            inverse_sigma = seen.inverse_sigma[p]
+            if not inverse_sigma > 0.0:
+                continue
+            if finger < 0:
+                for a in range(3):
+                    for i in range(26):
+                        jac[a, i] = 0.0
+            else:
+                point_jacobian(model, rot, finger, p - first, w, jac)
+            # Wrist: bearing x, bearing y, log depth.
+            jac[0, 22], jac[1, 22], jac[2, 22] = root[2], 0.0, 0.0
+            jac[0, 23], jac[1, 23], jac[2, 23] = 0.0, root[2], 0.0
+            jac[0, 24], jac[1, 24], jac[2, 24] = root[0], root[1], root[2]
+            z = max(w.points[p, 2], 1e-3)
+            xn, yn = w.points[p, 0] / z, w.points[p, 1] / z
+            rx = (fx * xn + seen.princpt[0] - seen.uv[p, 0]) * inverse_sigma
+            ry = (fy * yn + seen.princpt[1] - seen.uv[p, 1]) * inverse_sigma
+            keep = c2 / (c2 + rx * rx + ry * ry)
+            # Square root of the kernel's weight, which is keep squared.
+            sx, sy = fx * inverse_sigma * keep, fy * inverse_sigma * keep
+            for i in range(25):
+                rows[0, i] = (jac[0, i] - xn * jac[2, i]) * (sx / z)
+                rows[1, i] = (jac[1, i] - yn * jac[2, i]) * (sy / z)
+            rows[0, 25], rows[1, 25] = xn * sx, yn * sy
+            rx *= keep
+            ry *= keep
+            for i in range(26):
+                u, v = rows[0, i], rows[1, i]
+                grad[i] += u * rx + v * ry
+                for k in range(26):
+                    block[i, k] += u * rows[0, k] + v * rows[1, k]
+        own = 3 if finger < 0 else 3 * JOINT[finger, 0]
+        for i in range(26):
+            at = model.columns[i] if i < 3 or i >= 12 else own + i - 3
+            gradient[at] += grad[i]
+            for k in range(i, 26):
+                to = model.columns[k] if k < 3 or k >= 12 else own + k - 3
+                hessian[at, to] += block[i, k]
+
+
+@compiled
+def _add_pose_prior(model, w, hessian, gradient):
+    for j in range(15):
+        right_jacobian_inverse(w.pose[j], w.pose_jac[j])
+    for a in range(15):
+        ja = w.pose_jac[a]
+        for e in range(3):
+            gradient[3 + 3 * a + e] += (
+                ja[0, e] * w.pull[3 * a] + ja[1, e] * w.pull[3 * a + 1] + ja[2, e] * w.pull[3 * a + 2]
+            )
+        for b in range(a, 15):
+            jb = w.pose_jac[b]
+            for i in range(3):
+                row = model.prior_precision[3 * a + i]
+                for e in range(3):
+                    w.local[i, e] = (
+                        row[3 * b] * jb[0, e] + row[3 * b + 1] * jb[1, e] + row[3 * b + 2] * jb[2, e]
+                    )
+            for e in range(3):
+                for g in range(3):
+                    if a < b or e <= g:
+                        hessian[3 + 3 * a + e, 3 + 3 * b + g] += (
+                            ja[0, e] * w.local[0, g] + ja[1, e] * w.local[1, g] + ja[2, e] * w.local[2, g]
+                        )
+
+
+@compiled
+def _add_limits(model, w, hessian, gradient):
+    rows = w.limit_rows
+    for j in range(15):
+        if w.excess[j, 0] == 0.0 and w.excess[j, 1] == 0.0 and w.excess[j, 2] == 0.0:
+            continue
+        sin_t, cos_t = np.sin(w.angles[j, 2]), np.cos(w.angles[j, 2])
+        sin_a = np.sin(w.angles[j, 1])
+        inverse = 1.0 / max(np.cos(w.angles[j, 1]), 0.05)
+        local = w.local
+        local[0, 0], local[0, 1], local[0, 2] = cos_t * inverse, -sin_t * inverse, 0.0
+        local[1, 0], local[1, 1], local[1, 2] = sin_t, cos_t, 0.0
+        local[2, 0], local[2, 1], local[2, 2] = -sin_a * cos_t * inverse, sin_a * sin_t * inverse, 1.0
+        mul(local, model.axes_t[j], rows)
+        for a in range(3):
+            if w.excess[j, a] == 0.0:
+                continue
+            for e in range(3):
+                r = rows[a, e] * model.limits_scale
+                gradient[3 + 3 * j + e] += r * w.excess[j, a]
+                for g in range(e, 3):
+                    hessian[3 + 3 * j + e, 3 + 3 * j + g] += r * rows[a, g] * model.limits_scale

@@ -1,0 +1,120 @@
+"""The fused engine's face to the rest of handloop: torch tensors in, torch tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handloop.core.terms import HandState
+from handloop.fitting.fused.records import Model
+from handloop.fitting.fused.solve import energies_range, solve_range
+from handloop.fitting.observe import Observations
+from handloop.fitting.problem import FitModel
+from handloop.fitting.recipes import Recipe
+from handloop.fitting.solver import Solution, SolverOptions
+
+TERM_NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal")
+"""The kernel's terms, in the order of its energies."""
+
+_RUN = 32
+"""Hands a thread takes at a time: small, so that cores stay busy where some hands take longer."""
+
+
+@dataclass(frozen=True, eq=False)
+class FusedEngine:
+    """The standard recipe for B hands in compiled code, float64 on the CPU."""
+
+    model: Model
+    uv: np.ndarray
+    inverse_sigma: np.ndarray
+    focal: np.ndarray
+    princpt: np.ndarray
+    length: np.ndarray
+
+    @classmethod
+    def of(cls, model: FitModel, seen: Observations, recipe: Recipe, free: Tensor) -> FusedEngine:
+        """Copy what is needed into contiguous float64 arrays."""
+        return cls(
+            _constants(model, recipe, free),
+            _array(seen.uv),
+            _array(seen.inverse_sigma(recipe)),
+            _array(seen.focal),
+            _array(seen.princpt),
+            _array(seen.length),
+        )
+
+    def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
+        """As `fitting.solver.solve`, from starts that belong to the hands numbered `hand`."""
+        rot, betas, root, log_focal = (
+            _array(t).copy() for t in (start.rotations, start.betas, start.root, start.log_focal)
+        )
+        n = len(rot)
+        energy, converged, steps = np.full(n, np.inf), np.zeros(n, np.bool_), np.zeros(n, np.int64)
+        settings = np.array([options.max_steps, options.tolerance, options.damping])
+        given = (self.model, self.uv, self.inverse_sigma, self.focal, self.princpt, self.length, hand.numpy())
+        _spread(solve_range, (*given, rot, betas, root, log_focal, settings, energy, converged, steps), n)
+        state = HandState(*(torch.from_numpy(a) for a in (rot, betas, root, log_focal)))
+        return Solution(
+            state.orthonormalised(), torch.from_numpy(energy), torch.from_numpy(converged), torch.from_numpy(steps)
+        )
+
+    def energies(self, state: HandState) -> dict[str, Tensor]:
+        """(B,) energy of each term at one state per hand."""
+        arrays = [_array(t) for t in (state.rotations, state.betas, state.root, state.log_focal)]
+        parts = np.zeros((len(state), len(TERM_NAMES)))
+        given = (self.model, self.uv, self.inverse_sigma, self.focal, self.princpt, self.length)
+        _spread(energies_range, (*given, *arrays, parts), len(state))
+        return {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(TERM_NAMES)}
+
+
+def _spread(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:
+    """Call a compiled loop over ranges of 0 .. n - 1 on as many threads as torch uses.
+
+    Plain threads, because the kernels release the interpreter's lock: numba's own pools abort when two threads enter
+    them at once, or hang after a fork.
+    """
+    threads = min(torch.get_num_threads(), -(-n // _RUN))
+    if threads <= 1:
+        kernel(*arguments, 0, n)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda first: kernel(*arguments, first, min(n, first + _RUN)), range(0, n, _RUN)))
+
+
+def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
+    k, prior, limits, size = model.cpu_kinematics, model.pose_prior, model.limits, model.hand_length
+    factor = prior.precision_factor
+    columns = np.array([0, 1, 2, *(0,) * 9, *range(48, 58), 58, 59, 60, 61])
+    return Model(
+        _array(k.joints),
+        _array(k.joints_dirs),
+        _array(k.tips),
+        _array(k.tips_dirs),
+        _array(k.tips_pose.reshape(5, 3, 135)),
+        _array(k.tips_weights),
+        _array(prior.mean),
+        _array(factor @ factor.T),
+        _array(limits.axes),
+        _array(limits.axes.mT),
+        _array(limits.low),
+        _array(limits.high),
+        _array(size.template),
+        _array(size.dirs),
+        columns,
+        free.cpu().numpy(),
+        float(recipe.robust),
+        float(180 / np.pi / recipe.limits_sigma_deg),
+        float(1 / recipe.shape_sigma),
+        float(1000 / recipe.length_sigma_mm),
+        float(0 if recipe.focal_sigma is None else 1 / recipe.focal_sigma),
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float64)

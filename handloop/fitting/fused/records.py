@@ -1,0 +1,135 @@
+"""The tuples of arrays the kernels work on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from handloop.fitting.fused.compiler import compiled
+
+
+class Model(NamedTuple):
+    """Constants of one hand model and recipe; float64, contiguous."""
+
+    joints: Any  # (16, 3)
+    joints_dirs: Any  # (16, 3, 10)
+    tips: Any  # (5, 3)
+    tips_dirs: Any  # (5, 3, 10)
+    tips_pose: Any  # (5, 3, 135)
+    tips_weights: Any  # (5, 16)
+    prior_mean: Any  # (45,)
+    prior_precision: Any  # (45, 45)
+    axes: Any  # (15, 3, 3)
+    axes_t: Any  # (15, 3, 3)
+    low: Any  # (15, 3)
+    high: Any  # (15, 3)
+    length_bones: Any  # (4, 3)
+    length_dirs: Any  # (4, 3, 10)
+    columns: Any  # (26,) where a finger's local columns go; its own joints' places are filled in per finger
+    free: Any  # (62,) bool
+    robust: float
+    limits_scale: float
+    shape_scale: float
+    length_scale: float
+    focal_scale: float
+
+
+class Seen(NamedTuple):
+    """One hand's observations."""
+
+    uv: Any  # (21, 2)
+    inverse_sigma: Any  # (21,)
+    focal: Any  # (2,)
+    princpt: Any  # (2,)
+    length: float
+
+
+class Work(NamedTuple):
+    """Scratch memory of one thread, about 90 kB."""
+
+    rest: Any
+    world: Any
+    x: Any
+    x_dirs: Any
+    points: Any
+    feature: Any
+    unposed: Any
+    skinned: Any
+    blend: Any
+    tip_turn: Any
+    pose: Any
+    pose_jac: Any
+    offset: Any
+    pull: Any
+    local: Any
+    frame: Any
+    angles: Any
+    excess: Any
+    limit_rows: Any
+    bones: Any
+    bone_lengths: Any
+    length_error: Any
+    length_row: Any
+    parts: Any
+    point_jac: Any
+    rows: Any
+    block: Any
+    block_grad: Any
+    hessian: Any
+    gradient: Any
+    factor: Any
+    delta: Any
+    spin: Any
+    new_rot: Any
+    new_betas: Any
+    new_root: Any
+
+
+@compiled
+def make_seen(uv, inverse_sigma, focal, princpt, length):
+    """A `Seen` inside compiled code."""
+    return Seen(uv, inverse_sigma, focal, princpt, length)
+
+
+@compiled
+def make_work():
+    """Fresh scratch memory; zeroed, because slots of zero skinning weight are never written."""
+    return Work(
+        np.zeros((16, 3)),
+        np.zeros((16, 3, 3)),
+        np.zeros((16, 3)),
+        np.zeros((16, 3, 10)),
+        np.zeros((21, 3)),
+        np.zeros(135),
+        np.zeros((5, 3)),
+        np.zeros((5, 16, 3)),
+        np.zeros((3, 3)),
+        np.zeros((3, 3)),
+        np.zeros((15, 3)),
+        np.zeros((15, 3, 3)),
+        np.zeros(45),
+        np.zeros(45),
+        np.zeros((3, 3)),
+        np.zeros((3, 3)),
+        np.zeros((15, 3)),
+        np.zeros((15, 3)),
+        np.zeros((3, 3)),
+        np.zeros((4, 3)),
+        np.zeros(4),
+        np.zeros(1),
+        np.zeros(10),
+        np.zeros(6),
+        np.zeros((3, 26)),
+        np.zeros((2, 26)),
+        np.zeros((26, 26)),
+        np.zeros(26),
+        np.zeros((62, 62)),
+        np.zeros(62),
+        np.zeros((62, 62)),
+        np.zeros(62),
+        np.zeros((3, 3)),
+        np.zeros((16, 3, 3)),
+        np.zeros(10),
+        np.zeros(3),
+    )

@@ -1,0 +1,62 @@
+"""Keypoints and cameras as the solvers want them: right-hand canonical, lens distortion removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.camera import Camera
+from handloop.core.keypoints import Keypoints
+from handloop.fitting.recipes import Recipe
+from handloop.fitting.starts import Views
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """B hands of one model."""
+
+    uv: Tensor
+    """(B, 21, 2) px, undistorted; left hands mirrored about the principal point."""
+    conf: Tensor
+    """(B, 21)."""
+    focal: Tensor
+    """(B, 2) px."""
+    princpt: Tensor
+    """(B, 2) px."""
+    sigma: Tensor
+    """(B,) px, noise of a point of confidence 1."""
+    length: Tensor
+    """(B,) m, known hand length or NaN."""
+
+    @classmethod
+    def of(
+        cls, keypoints: Keypoints, camera: Camera, recipe: Recipe, hand_length: Tensor | None, like: Tensor
+    ) -> Observations:
+        """Bring hands into the canonical frame.
+
+        Args:
+            keypoints: B hands.
+            camera: B cameras.
+            recipe: its noise level.
+            hand_length: (B,) m, NaN where unknown; None for none known.
+            like: gives dtype and device.
+        """
+        uv = camera.undistort(keypoints.xy)
+        conf = torch.where(torch.isfinite(uv).all(-1), keypoints.conf, torch.zeros_like(keypoints.conf))
+        uv = torch.where((conf > 0)[..., None], uv, camera.princpt[:, None].expand_as(uv))
+        mirror = torch.where(keypoints.is_right, 1.0, -1.0).to(uv)[:, None]
+        uv = torch.stack([camera.princpt[:, :1] + (uv[..., 0] - camera.princpt[:, :1]) * mirror, uv[..., 1]], -1)
+        # A box that collapses to nothing (coincident points) still needs a noise level.
+        sigma = (recipe.noise_px * keypoints.box_size() / 224).clamp(min=0.05)
+        length = torch.full((len(keypoints),), float("nan")) if hand_length is None else hand_length
+        return cls(*(t.to(like) for t in (uv, conf, camera.focal, camera.princpt, sigma, length)))
+
+    def inverse_sigma(self, recipe: Recipe) -> Tensor:
+        """(B, 21) conf / sigma, 1/px; 0 for missing points."""
+        return self.conf / (self.sigma[:, None] * torch.tensor(recipe.joint_noise).to(self.uv))
+
+    def views(self) -> Views:
+        """Rays for the closed-form starts."""
+        return Views((self.uv - self.princpt[:, None]) / self.focal[:, None], self.conf)

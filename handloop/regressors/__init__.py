@@ -1,0 +1,1 @@
+"""Networks that propose hands from keypoints or pictures; a fit improves what they propose."""

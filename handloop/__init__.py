@@ -53,7 +53,27 @@ _HOMES = {
     "HandPair": "handloop.hand.model",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = [
+    "RECIPES",
+    "AutoTerm",
+    "Camera",
+    "FileFormatError",
+    "FitResult",
+    "Hand",
+    "HandPair",
+    "HandParams",
+    "HandloopError",
+    "InputError",
+    "Keypoints",
+    "ModelError",
+    "ReadOptions",
+    "Recipe",
+    "Status",
+    "__version__",
+    "fit",
+    "load_hand",
+    "read_keypoints",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -68,10 +68,10 @@ def fit(
     if hand_length_mm is not None:
         length = torch.as_tensor(hand_length_mm, dtype=torch.float64).expand(n) / 1000
         if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
-            raise InputError("a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip.")
-    return fit_keypoints(
-        hand_models(hand, pick_device(device), dtype), keypoints, camera, pick_recipe(recipe), length
-    )
+            raise InputError(
+                "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
+            )
+    return fit_keypoints(hand_models(hand, pick_device(device), dtype), keypoints, camera, pick_recipe(recipe), length)
 
 
 def pick_recipe(recipe: Recipe | str) -> Recipe:
@@ -104,9 +104,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def hand_models(
-    hand: HandPair | str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype
-) -> HandModels:
+def hand_models(hand: HandPair | str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype) -> HandModels:
     """Models ready to fit. Those read from files are kept, because reading one takes longer than fitting a hand."""
     if isinstance(hand, HandPair):
         return HandModels.of(hand, dtype, device)

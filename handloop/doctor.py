@@ -22,7 +22,9 @@ _PACKAGES = ("torch", "numpy", "scipy", "trimesh", "embreex", "plotly", "tyro", 
 def run_doctor(mano: str | None) -> int:
     """Print the findings; returns 0, or 1 where a named MANO file cannot be used."""
     console = Console(highlight=False)
-    console.print(f"handloop {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    console.print(
+        f"handloop {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    )
     console.print(", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
     if torch.cuda.is_available():
         console.print(f"device: cuda ({torch.cuda.get_device_name()}) and cpu ({torch.get_num_threads()} threads)")
@@ -49,7 +51,8 @@ def _describe(console: Console, pair: HandPair) -> None:
         poses = len(hand.hands_coeffs)
         length = np.linalg.norm(np.diff(_middle_chain(hand), axis=0), axis=1).sum() * 1000
         console.print(
-            f"{side}: {hand.name}, digest {hand.digest}, {poses} poses, wrist to middle fingertip {length:.0f} mm", markup=False
+            f"{side}: {hand.name}, digest {hand.digest}, {poses} poses, wrist to middle fingertip {length:.0f} mm",
+            markup=False,
         )
         for note in hand.notes:
             console.print(f"  note: {note}", style="yellow", markup=False)

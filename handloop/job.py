@@ -46,7 +46,9 @@ def run_fit(command: FitCommand) -> int:
     """Do the whole job; returns the exit status."""
     console = Console(stderr=True, highlight=False)
     if not command.inputs:
-        raise InputError("no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out")
+        raise InputError(
+            "no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out"
+        )
     recipe = _recipe(command)
     device = pick_device(command.device)
     models = hand_models(command.mano, device, torch.float64 if device.type == "cpu" else torch.float32)
@@ -66,7 +68,12 @@ def run_fit(command: FitCommand) -> int:
     notes = [*read.notes, *camera_notes, *_model_notes(models)]
     _say_what_was_read(console, read, notes)
     out = command.out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {out} for the results cannot be made ({error.strerror}); name another."
+        ) from error
     started = time.monotonic()
     result = _fit_in_parts(command, recipe, models, keypoints, camera, console)
     seconds = time.monotonic() - started
@@ -99,7 +106,9 @@ def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[s
         if not 1 <= command.focal <= 1e6:
             raise InputError(f"a focal length of {command.focal} px was given, expected 1 to 1,000,000 px.")
         if not bool(torch.isfinite(keypoints.image_size).all()):
-            raise InputError("--focal needs the image size for the principal point, which the files lack: give --image-size W H.")
+            raise InputError(
+                "--focal needs the image size for the principal point, which the files lack: give --image-size W H."
+            )
         return replace(assumed, focal=torch.full_like(assumed.focal, command.focal), known=None), []
     camera = assumed if read.camera is None else read.camera
     unknown = ~camera.is_known()
@@ -109,13 +118,14 @@ def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[s
     notes = []
     if bool((unknown & sized).any()):
         notes.append(
-            f"{int((unknown & sized).sum())} hands have no camera: the focal length is assumed to be the image diagonal, "
-            "so depth and size are not metric. Give --camera, --focal or --fov."
+            f"{int((unknown & sized).sum())} hands have no camera: the focal length is assumed to be the image "
+            "diagonal, so depth and size are not metric. Give --camera, --focal or --fov."
         )
     if bool((unknown & ~sized).any()):
         notes.append(
             f"{int((unknown & ~sized).sum())} hands have neither camera nor image size: a focal length of four times "
-            "the hand's box is assumed, centred on it, so place and depth mean nothing. Give --image-size W H, or a camera."
+            "the hand's box is assumed, centred on it, so place and depth mean nothing. "
+            "Give --image-size W H, or a camera."
         )
     return camera, notes
 
@@ -178,9 +188,7 @@ def _earlier_part(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _fingerprint(
-    command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera
-) -> str:
+def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera) -> str:
     digest = hashlib.sha256()
     settings = {**asdict(recipe), "length": command.hand_length, "version": __version__, "device": command.device}
     digest.update(json.dumps({**settings, **models.provenance(), "ids": keypoints.ids}, default=str).encode())
@@ -232,7 +240,9 @@ def _model_notes(models: HandModels) -> list[str]:
     right, left = models.pair.right, models.pair.left
     notes = [*right.notes, *left.notes]
     if not right.licensed:
-        notes.append("the embedded hand is used: parameters are not MANO's. Name your MANO file with --mano to get those.")
+        notes.append(
+            "the embedded hand is used: parameters are not MANO's. Name your MANO file with --mano to get those."
+        )
     elif models.pair.left_is_mirror:
         notes.append("only one side's MANO file was given; the other side is its mirror image.")
     return notes

@@ -27,6 +27,9 @@ from handloop.hand.kinematics import Kinematics
 MIN_POINTS = 4
 """Fewer visible points than this are not fitted: three fix the palm's place, not even its orientation."""
 
+MIN_BOX_PX = 1.0
+"""Points in a smaller box are one place, not a hand (or no pixels); a fit would be a hand kilometres away."""
+
 # Two solutions are different when their points, wrist on wrist, are this far apart on average.
 _DISTINCT_M = 0.01
 
@@ -174,7 +177,7 @@ def fit_keypoints(
         raise InputError(f"hand_length has shape {tuple(hand_length.shape)}, expected ({n},).")
     like = models.right.like
     out = _Output.empty(n, like)
-    usable = (keypoints.conf > 0).sum(1) >= MIN_POINTS
+    usable = ((keypoints.conf > 0).sum(1) >= MIN_POINTS) & (keypoints.box_size() >= MIN_BOX_PX)
     out.status[~usable] = int(Status.TOO_FEW_POINTS)
     extra = [t.name for t in recipe.extra_terms]
     if len(set(extra)) != len(extra):

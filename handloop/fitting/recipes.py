@@ -15,11 +15,11 @@ class Recipe:
 
     name: str = "default"
     """Written into every result."""
-    noise_px: float = 4.0
+    noise_px: float = 2.5
     """Standard deviation of a keypoint, px at a hand box of 224 px; scaled with each hand's box. Covers the detector's
-    error and the model's: 2 to 6 px did equally well on real hands (docs/choices.md)."""
-    robust: float = 4.0
-    """Scale of the Geman-McClure kernel, sigmas: 16 px at a 224-px box."""
+    error and the model's (benchmarks/accuracy.py)."""
+    robust: float = 7.0
+    """Scale of the Geman-McClure kernel, sigmas: 17.5 px at a 224-px box."""
     joint_noise: tuple[float, ...] = (1.0,) * 21
     """Each point's noise relative to `noise_px`."""
     limits_sigma_deg: float = 4.0
@@ -32,7 +32,7 @@ class Recipe:
     """None: an assumed focal length is kept. A number: it is a free parameter with this relative deviation."""
     seeds: int = 4
     """Poses to start from; each is tried with both depth flips of the palm."""
-    explore_steps: int = 5
+    explore_steps: int = 8
     """Steps given to every start."""
     finalists: int = 3
     """How many starts are taken to convergence."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handloop.core.products import bmm
 from handloop.core.terms import N_PARAMS, POSE, HandState, PointsModel, PosedHand, Term
 
 
@@ -143,8 +144,8 @@ def _linearise(model: PointsModel, terms: Sequence[Term], state: HandState, free
             gradient[:, POSE] += (jac.mT @ value).reshape(n, 45)
             per_joint += (jac.mT @ jac).movedim(1, 3)
         else:
-            gradient[:, part.columns] += torch.bmm(jac.mT, part.value[..., None])[..., 0]
-            hessian[:, part.columns, part.columns] += torch.bmm(jac.mT, jac)
+            gradient[:, part.columns] += bmm(jac.mT, part.value[..., None])[..., 0]
+            hessian[:, part.columns, part.columns] += bmm(jac.mT, jac)
     fixed = ~free
     gradient[:, fixed] = 0
     hessian[:, fixed] = 0

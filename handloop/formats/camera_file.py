@@ -153,9 +153,7 @@ def _from_numbers(fields: dict[str, object]) -> np.ndarray:
     return np.array([[focal[0], 0, middle[0]], [0, focal[1], middle[1]], [0, 0, 1]])
 
 
-def _pair(
-    fields: dict[str, object], names: tuple[str, str], together: tuple[str, ...]
-) -> tuple[float, float] | None:
+def _pair(fields: dict[str, object], names: tuple[str, str], together: tuple[str, ...]) -> tuple[float, float] | None:
     """Two numbers from two fields, or from one field that holds one or two."""
     first, second = fields.get(names[0]), fields.get(names[1])
     if first is None and second is None:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import numba
 from numba import njit
+from numba.core import config
 
 _KERNELS = ("compiler.py", "records.py", "math.py", "points.py", "energy.py", "solve.py")
 
@@ -35,12 +35,12 @@ def cache_folder() -> Path:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of the kernels' functions: compiled at the first call, without the interpreter's lock."""
     # numba reads the cache folder when it decorates; the setting is put back so that other code keeps its own.
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())
     try:
         return cast(
             Callable[..., Any],
             njit(cache=True, fastmath=_FASTMATH, error_model="numpy", boundscheck=False, nogil=True)(function),
         )
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before

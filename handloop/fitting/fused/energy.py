@@ -1,6 +1,8 @@
 """Compiled energy of one hand, its gradient and its Gauss-Newton matrix: the standard recipe's terms.
 
-The formulas are those of `fitting.terms`; increments have the 62 columns of `core.terms`.
+The formulas are those of `fitting.terms`. Increments have the 62 columns of `core.terms` with the wrist's rotation moved
+behind the finger joints': pose 45, orient 3, betas 10, wrist position 3, focal 1. The last 17, from `SHARED` on, move
+every point; a finger's own nine move only its points.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import numpy as np
 from handloop.fitting.fused.compiler import compiled
 from handloop.fitting.fused.math import mul, right_jacobian_inverse, so3_log
 from handloop.fitting.fused.points import JOINT, joint_dirs, point_jacobian, pose_points
+from handloop.fitting.fused.records import SHARED, WIDTH
 
 
 @compiled
@@ -134,19 +137,29 @@ def _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient):
     fx, fy = seen.focal[0] * scale, seen.focal[1] * scale
     c2 = model.robust * model.robust
     jac, rows, block, grad = w.point_jac, w.rows, w.block, w.block_grad
+    # Rows and columns 9 .. 25 of `block` belong to the shared parameters and collect over all fingers; 0 .. 8 are a
+    # finger's own.
+    for i in range(26):
+        grad[i] = 0.0
+        for k in range(WIDTH):
+            block[i, k] = 0.0
     for finger in range(-1, 5):
-        for i in range(26):
-            grad[i] = 0.0
-            for k in range(26):
-                block[i, k] = 0.0
         first, last = (0, 1) if finger < 0 else (1 + 4 * finger, 5 + 4 * finger)
+        for i in range(9):
+            grad[i] = 0.0
+            for k in range(WIDTH):
+                block[i, k] = 0.0
         for p in range(first, last):
+            at = 2 * (p - first)
             inverse_sigma = seen.inverse_sigma[p]
             if not inverse_sigma > 0.0:
+                for i in range(26):
+                    rows[at, i] = 0.0
+                    rows[at + 1, i] = 0.0
                 continue
             if finger < 0:
                 for a in range(3):
-                    for i in range(26):
+                    for i in range(22):
                         jac[a, i] = 0.0
             else:
                 point_jacobian(model, rot, finger, p - first, w, jac)
@@ -161,24 +174,40 @@ def _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient):
             keep = c2 / (c2 + rx * rx + ry * ry)
             # Square root of the kernel's weight, which is keep squared.
             sx, sy = fx * inverse_sigma * keep, fy * inverse_sigma * keep
+            sxz, syz = sx / z, sy / z
             for i in range(25):
-                rows[0, i] = (jac[0, i] - xn * jac[2, i]) * (sx / z)
-                rows[1, i] = (jac[1, i] - yn * jac[2, i]) * (sy / z)
-            rows[0, 25], rows[1, 25] = xn * sx, yn * sy
+                rows[at, i] = (jac[0, i] - xn * jac[2, i]) * sxz
+                rows[at + 1, i] = (jac[1, i] - yn * jac[2, i]) * syz
+            rows[at, 25], rows[at + 1, 25] = xn * sx, yn * sy
             rx *= keep
             ry *= keep
             for i in range(26):
-                u, v = rows[0, i], rows[1, i]
-                grad[i] += u * rx + v * ry
-                for k in range(26):
-                    block[i, k] += u * rows[0, k] + v * rows[1, k]
-        own = 3 if finger < 0 else 3 * JOINT[finger, 0]
-        for i in range(26):
-            at = model.columns[i] if i < 3 or i >= 12 else own + i - 3
-            gradient[at] += grad[i]
-            for k in range(i, 26):
-                to = model.columns[k] if k < 3 or k >= 12 else own + k - 3
-                hessian[at, to] += block[i, k]
+                grad[i] += rows[at, i] * rx + rows[at + 1, i] * ry
+        if finger < 0:
+            _outer(rows, 2, 9, block)
+            continue
+        _outer(rows, 8, 0, block)
+        own = 3 * JOINT[finger, 0] - 3
+        for i in range(9):
+            gradient[own + i] += grad[i]
+            for k in range(i, 9):
+                hessian[own + i, own + k] += block[i, k]
+            for k in range(17):
+                hessian[own + i, SHARED + k] += block[i, 9 + k]
+    for i in range(17):
+        gradient[SHARED + i] += grad[9 + i]
+        for k in range(i, 17):
+            hessian[SHARED + i, SHARED + k] += block[9 + i, 9 + k]
+
+
+@compiled
+def _outer(rows, n, first, block):
+    """block[i] += sum over the first n rows of row[i] row, for i >= first; whole padded rows, so that it vectorises."""
+    for i in range(first, 26):
+        for r in range(0, n, 2):
+            u, v = rows[r, i], rows[r + 1, i]
+            for k in range(WIDTH):
+                block[i, k] += u * rows[r, k] + v * rows[r + 1, k]
 
 
 @compiled
@@ -188,7 +217,7 @@ def _add_pose_prior(model, w, hessian, gradient):
     for a in range(15):
         ja = w.pose_jac[a]
         for e in range(3):
-            gradient[3 + 3 * a + e] += (
+            gradient[3 * a + e] += (
                 ja[0, e] * w.pull[3 * a] + ja[1, e] * w.pull[3 * a + 1] + ja[2, e] * w.pull[3 * a + 2]
             )
         for b in range(a, 15):
@@ -202,7 +231,7 @@ def _add_pose_prior(model, w, hessian, gradient):
             for e in range(3):
                 for g in range(3):
                     if a < b or e <= g:
-                        hessian[3 + 3 * a + e, 3 + 3 * b + g] += (
+                        hessian[3 * a + e, 3 * b + g] += (
                             ja[0, e] * w.local[0, g] + ja[1, e] * w.local[1, g] + ja[2, e] * w.local[2, g]
                         )
 
@@ -226,6 +255,6 @@ def _add_limits(model, w, hessian, gradient):
                 continue
             for e in range(3):
                 r = rows[a, e] * model.limits_scale
-                gradient[3 + 3 * j + e] += r * w.excess[j, a]
+                gradient[3 * j + e] += r * w.excess[j, a]
                 for g in range(e, 3):
-                    hessian[3 + 3 * j + e, 3 + 3 * j + g] += r * rows[a, g] * model.limits_scale
+                    hessian[3 * j + e, 3 * j + g] += r * rows[a, g] * model.limits_scale

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from handloop.core.terms import HandState
+from handloop.core.terms import POSE, HandState
 from handloop.fitting.fused.records import Model
 from handloop.fitting.fused.solve import energies_range, solve_range
 from handloop.fitting.observe import Observations
@@ -90,7 +90,8 @@ def _spread(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> N
 def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
     k, prior, limits, size = model.cpu_kinematics, model.pose_prior, model.limits, model.hand_length
     factor = prior.precision_factor
-    columns = np.array([0, 1, 2, *(0,) * 9, *range(48, 58), 58, 59, 60, 61])
+    # The kernel keeps the wrist's rotation behind the finger joints'.
+    free = torch.cat([free[POSE], free[:3], free[48:]])
     return Model(
         _array(k.joints),
         _array(k.joints_dirs),
@@ -106,7 +107,6 @@ def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
         _array(limits.high),
         _array(size.template),
         _array(size.dirs),
-        columns,
         free.cpu().numpy(),
         float(recipe.robust),
         float(180 / np.pi / recipe.limits_sigma_deg),

@@ -82,25 +82,37 @@ def right_jacobian_inverse(w, out):
 def cholesky_solve(a, n, x):
     """Solve A x = b in place for a symmetric positive definite A given by its upper triangle; x holds b on entry.
 
-    A is overwritten by U with U^T U = A, row by row, so that every inner loop runs along memory. Returns False where A
-    is not positive definite.
+    A is overwritten by U with U^T U = A, row by row and two pivots at a time: every inner loop runs along memory, and
+    each trailing entry is loaded and stored once for two updates. Returns False where A is not positive definite.
     """
-    for k in range(n):
+    k = 0
+    while k < n:
         pivot = a[k, k]
         if not pivot > 0.0:
             return False
         scale = 1.0 / np.sqrt(pivot)
         for j in range(k, n):
             a[k, j] *= scale
-        for i in range(k + 1, n):
-            f = a[k, i]
-            if f != 0.0:
-                for j in range(i, n):
-                    a[i, j] -= f * a[k, j]
         x[k] *= scale
-        f = x[k]
+        if k + 1 == n:
+            break
+        f = a[k, k + 1]
         for j in range(k + 1, n):
-            x[j] -= f * a[k, j]
+            a[k + 1, j] -= f * a[k, j]
+        x[k + 1] -= f * x[k]
+        pivot = a[k + 1, k + 1]
+        if not pivot > 0.0:
+            return False
+        scale = 1.0 / np.sqrt(pivot)
+        for j in range(k + 1, n):
+            a[k + 1, j] *= scale
+        x[k + 1] *= scale
+        for i in range(k + 2, n):
+            f, g = a[k, i], a[k + 1, i]
+            for j in range(i, n):
+                a[i, j] -= f * a[k, j] + g * a[k + 1, j]
+            x[i] -= f * x[k] + g * x[k + 1]
+        k += 2
     for k in range(n - 1, -1, -1):
         total = x[k]
         for j in range(k + 1, n):

@@ -96,10 +96,10 @@ def joint_dirs(model, w):
 
 
 @compiled
-def turn(world, ax, ay, az, jac, first):
-    """Three columns of a point's derivative by a joint's increment: G's columns crossed with the arm."""
+def turn(world, j, ax, ay, az, jac, first):
+    """Three columns of a point's derivative by joint j's increment: G's columns crossed with the arm."""
     for e in range(3):
-        gx, gy, gz = world[0, e], world[1, e], world[2, e]
+        gx, gy, gz = world[j, 0, e], world[j, 1, e], world[j, 2, e]
         jac[0, first + e] = gy * az - gz * ay
         jac[1, first + e] = gz * ax - gx * az
         jac[2, first + e] = gx * ay - gy * ax
@@ -107,27 +107,29 @@ def turn(world, ax, ay, az, jac, first):
 
 @compiled
 def point_jacobian(model, rot, f, d, w, jac):
-    """Derivative (3, 26) of point d of finger f by [wrist rotation 3, own joints 9, betas 10, wrist position 3, focal].
+    """Derivative (3, 26) of point d of finger f by [own joints 9, wrist rotation 3, betas 10, wrist position 3, focal].
 
     The wrist position's and the focal length's columns are left alone. Blend shapes that reach over from other fingers'
     joints are left out: they change a tip by fractions of a millimetre per radian.
     """
-    x, point = w.x, w.points[1 + 4 * f + d]
+    x, world, x_dirs = w.x, w.world, w.x_dirs
+    p = 1 + 4 * f + d
+    px, py, pz = w.points[p, 0], w.points[p, 1], w.points[p, 2]
     for a in range(3):
-        for c in range(3, 12):
+        for c in range(9):
             jac[a, c] = 0.0
     if d < 3:
-        turn(w.world[0], point[0] - x[0, 0], point[1] - x[0, 1], point[2] - x[0, 2], jac, 0)
+        turn(world, 0, px - x[0, 0], py - x[0, 1], pz - x[0, 2], jac, 9)
         for k in range(d):
             j = JOINT[f, k]
-            turn(w.world[j], point[0] - x[j, 0], point[1] - x[j, 1], point[2] - x[j, 2], jac, 3 + 3 * k)
+            turn(world, j, px - x[j, 0], py - x[j, 1], pz - x[j, 2], jac, 3 * k)
         j = JOINT[f, d]
         for a in range(3):
             for s in range(10):
-                jac[a, 12 + s] = w.x_dirs[j, a, s]
+                jac[a, 12 + s] = x_dirs[j, a, s]
         return
     # The tip: weighted skinning. Everything turns about the wrist; own joints turn what hangs on them.
-    turn(w.world[0], point[0] - x[0, 0], point[1] - x[0, 1], point[2] - x[0, 2], jac, 0)
+    turn(world, 0, px - x[0, 0], py - x[0, 1], pz - x[0, 2], jac, 9)
     for k in range(3):
         j = JOINT[f, k]
         ax, ay, az = 0.0, 0.0, 0.0
@@ -138,7 +140,7 @@ def point_jacobian(model, rot, f, d, w, jac):
                 ax += weight * (w.skinned[f, m, 0] - x[j, 0])
                 ay += weight * (w.skinned[f, m, 1] - x[j, 1])
                 az += weight * (w.skinned[f, m, 2] - x[j, 2])
-        turn(w.world[j], ax, ay, az, jac, 3 + 3 * k)
+        turn(world, j, ax, ay, az, jac, 3 * k)
     g = w.blend
     for a in range(3):
         for b in range(3):
@@ -150,13 +152,13 @@ def point_jacobian(model, rot, f, d, w, jac):
         if weight == 0.0:
             continue
         for a in range(3):
-            g0, g1, g2 = weight * w.world[m, a, 0], weight * w.world[m, a, 1], weight * w.world[m, a, 2]
+            g0, g1, g2 = weight * world[m, a, 0], weight * world[m, a, 1], weight * world[m, a, 2]
             g[a, 0] += g0
             g[a, 1] += g1
             g[a, 2] += g2
             for s in range(10):
                 jac[a, 12 + s] += (
-                    weight * w.x_dirs[m, a, s]
+                    weight * x_dirs[m, a, s]
                     + g0 * (model.tips_dirs[f, 0, s] - model.joints_dirs[m, 0, s])
                     + g1 * (model.tips_dirs[f, 1, s] - model.joints_dirs[m, 1, s])
                     + g2 * (model.tips_dirs[f, 2, s] - model.joints_dirs[m, 2, s])
@@ -179,4 +181,4 @@ def point_jacobian(model, rot, f, d, w, jac):
         for a in range(3):
             for e in range(3):
                 u = w.tip_turn[e]
-                jac[a, 3 + 3 * k + e] += g[a, 0] * u[0] + g[a, 1] * u[1] + g[a, 2] * u[2]
+                jac[a, 3 * k + e] += g[a, 0] * u[0] + g[a, 1] * u[1] + g[a, 2] * u[2]

@@ -8,6 +8,12 @@ import numpy as np
 
 from handloop.fitting.fused.compiler import compiled
 
+SHARED = 45
+"""First of the 17 columns that move every point."""
+
+WIDTH = 32
+"""The 26 columns of a finger's rows, padded to whole vector registers."""
+
 
 class Model(NamedTuple):
     """Constants of one hand model and recipe; float64, contiguous."""
@@ -26,8 +32,7 @@ class Model(NamedTuple):
     high: Any  # (15, 3)
     length_bones: Any  # (4, 3)
     length_dirs: Any  # (4, 3, 10)
-    columns: Any  # (26,) where a finger's local columns go; its own joints' places are filled in per finger
-    free: Any  # (62,) bool
+    free: Any  # (62,) bool, kernel order
     robust: float
     limits_scale: float
     shape_scale: float
@@ -121,8 +126,8 @@ def make_work():
         np.zeros(10),
         np.zeros(6),
         np.zeros((3, 26)),
-        np.zeros((2, 26)),
-        np.zeros((26, 26)),
+        np.zeros((8, WIDTH)),
+        np.zeros((26, WIDTH)),
         np.zeros(26),
         np.zeros((62, 62)),
         np.zeros(62),

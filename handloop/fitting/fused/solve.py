@@ -18,7 +18,8 @@ N = 62
 @compiled
 def _retract(rot, betas, root, log_focal, delta, w, new_rot, new_betas, new_root):
     for j in range(16):
-        so3_exp(delta[3 * j], delta[3 * j + 1], delta[3 * j + 2], w.spin)
+        at = 45 if j == 0 else 3 * j - 3
+        so3_exp(delta[at], delta[at + 1], delta[at + 2], w.spin)
         mul(rot[j], w.spin, new_rot[j])
     for s in range(10):
         new_betas[s] = betas[s] + delta[48 + s]
@@ -27,6 +28,19 @@ def _retract(rot, betas, root, log_focal, delta, w, new_rot, new_betas, new_root
     new_root[1] = (root[1] + delta[59] * root[2]) * grow
     new_root[2] = root[2] * grow
     return log_focal + delta[61]
+
+
+@compiled
+def _take_over(rot, betas, root, new_rot, new_betas, new_root):
+    # Loops, not slices: numba's slice assignment brings its error messages along, seconds of compiling.
+    for j in range(16):
+        for a in range(3):
+            for b in range(3):
+                rot[j, a, b] = new_rot[j, a, b]
+    for s in range(10):
+        betas[s] = new_betas[s]
+    for a in range(3):
+        root[a] = new_root[a]
 
 
 @compiled
@@ -86,9 +100,7 @@ def solve_hand(model, seen, rot, betas, root, log_focal, max_steps, tolerance, s
         if gain > 0.0:
             ratio = gain / max(predicted, 1e-30)
             done = gain < threshold and ratio > 0.1
-            rot[:] = w.new_rot
-            betas[:] = w.new_betas
-            root[:] = w.new_root
+            _take_over(rot, betas, root, w.new_rot, w.new_betas, w.new_root)
             log_focal, energy = new_focal, trial
             cube = 2.0 * ratio - 1.0
             damping *= max(1.0 - cube * cube * cube, 0.1)
@@ -131,4 +143,5 @@ def energies_range(model, uv, inverse_sigma, focal, princpt, length, rot, betas,
     for i in range(first, last):
         seen = make_seen(uv[i], inverse_sigma[i], focal[i], princpt[i], length[i])
         energy_of(model, seen, rot[i], betas[i], root[i], log_focal[i], w)
-        parts[i] = w.parts
+        for k in range(6):
+            parts[i, k] = w.parts[k]

@@ -1,0 +1,56 @@
+"""Each example runs as a user would run it, and says what it is there to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def output(name: str, folder: Path) -> str:
+    """What an example prints, run without arguments; what it saves lands in `folder`."""
+    environment = {key: value for key, value in os.environ.items() if key != "HANDLOOP_MANO"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, cwd=folder, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    tested = re.findall(r'"(0\d_\w+\.py)"', Path(__file__).read_text(encoding="utf-8"))
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(tested)
+
+
+def test_fit_keypoint_files(tmp_path: Path) -> None:
+    said = output("01_fit_keypoint_files.py", tmp_path)
+    assert "00_spread:left" in said and said.count("converged") >= 9 and "drew 10 overlays" in said
+    assert (tmp_path / "out/example_01/results.npz").is_file()
+    assert len(list((tmp_path / "out/example_01/overlays").glob("*.png"))) == 10
+
+
+def test_library_call(tmp_path: Path) -> None:
+    said = output("02_library_call.py", tmp_path)
+    assert "joints (24, 21, 3)" in said and "vertices (24, 778, 3)" in said
+    assert float(re.findall(r"median joint error ([\d.]+) mm", said)[0]) < 20
+    lines = (EXAMPLES / "02_library_call.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 30
+
+
+def test_custom_term(tmp_path: Path) -> None:
+    said = output("03_custom_term.py", tmp_path)
+    off = [(float(tip), float(joints)) for tip, joints in re.findall(r"tip +([\d.]+) mm .* joints +([\d.]+) mm", said)]
+    (tip_before, joints_before), (tip_after, joints_after) = off
+    assert tip_after < 1 < tip_before and joints_after < joints_before
+
+
+def test_smplx_roundtrip(tmp_path: Path) -> None:
+    pytest.importorskip("smplx")
+    said = output("04_smplx_roundtrip.py", tmp_path)
+    assert float(re.findall(r"differ by at most ([\d.e+-]+) m", said)[0]) < 1e-5

@@ -14,6 +14,8 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) -e .
+	# Compiles the fit into the user's cache, which would otherwise happen at the first fit.
+	$(BIN)/handloop doctor > /dev/null
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed

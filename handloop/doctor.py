@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from importlib import metadata
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handloop._version import __version__
+from handloop.api import fit
 from handloop.core.errors import ModelError
 from handloop.core.joints import FINGERS, TIP_SETS
 from handloop.hand.load import load_hand
@@ -36,6 +38,9 @@ def run_doctor(mano: str | None) -> int:
         console.print(f"hand model: {error}", style="red", markup=False)
         return 1
     _describe(console, pair)
+    started = time.monotonic()
+    fit(np.zeros((1, 21, 2)) + np.arange(21)[:, None], hand=pair)
+    console.print(f"the compiled fit is ready (first fit of this process: {time.monotonic() - started:.1f} s)")
     return 0
 
 

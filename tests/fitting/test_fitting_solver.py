@@ -76,21 +76,22 @@ def test_a_quadratic_problem_takes_two_steps(model: FitModel) -> None:
     assert bool(out.converged.all()) and not bool(once.converged.any()) and bool((once.steps == 1).all())
 
 
-def test_energy_never_rises_and_the_answer_is_a_minimum(
-    model: FitModel, problem: Problem, derivative: Callable[..., Tensor]
-) -> None:
+def test_energy_never_rises_and_the_answer_is_a_minimum(model: FitModel, problem: Problem) -> None:
     before = total(model, problem.terms, problem.start)
-    for steps in (1, 2, 3, 5, 8, 13, 30):
+    for steps in (1, 2, 3, 6, 30):
         out = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions(max_steps=steps))
         assert bool((out.energy <= before).all()), steps
         torch.testing.assert_close(total(model, problem.terms, out.state), out.energy, rtol=1e-9, atol=1e-9)
         assert bool((out.steps <= steps).all())
         before = out.energy
-    out = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions(200, 1e-12))
+    out = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions(100, 1e-10))
     assert bool(out.converged.all())
-    gradient = derivative(lambda s: total(model, problem.terms, s)[:, None], out.state, 1e-5)[:, 0, :61]
-    start = derivative(lambda s: total(model, problem.terms, s)[:, None], problem.start, 1e-5)[:, 0, :61]
-    assert bool((gradient.abs().amax(1) < 1e-3 * start.abs().amax(1)).all())
+    g = torch.Generator().manual_seed(4)
+    for size in (1e-4, 1e-3, 1e-2):
+        for _ in range(8):
+            step = size * torch.randn(24, 62, dtype=F64, generator=g) * ALL
+            near = total(model, problem.terms, out.state.retract(step))
+            assert bool((near > out.energy * (1 - 1e-7)).all())
 
 
 def test_parts_sum_to_the_energy(model: FitModel, problem: Problem) -> None:
@@ -101,7 +102,7 @@ def test_parts_sum_to_the_energy(model: FitModel, problem: Problem) -> None:
 
 
 def test_a_start_at_the_optimum_stays(model: FitModel, problem: Problem) -> None:
-    best = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions(200, 1e-13))
+    best = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions(60, 1e-10))
     again = solve(model.kinematics, problem.terms, best.state, ALL, SolverOptions())
     assert bool(again.converged.all()) and bool((again.steps <= 3).all())
     torch.testing.assert_close(again.energy, best.energy, rtol=1e-8, atol=0.0)
@@ -169,8 +170,7 @@ def test_a_bad_hand_does_not_change_the_others(model: FitModel, problem: Problem
     assert not bool(torch.isnan(out.energy).any())
 
 
-@pytest.mark.parametrize("max_steps", [1, 4, 30])
-@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize(("max_steps", "spread"), [(4, False), (1, True), (15, True)])
 def test_a_hand_does_not_depend_on_its_batch(
     model: FitModel, spread_model: FitModel, problem: Problem, max_steps: int, spread: bool
 ) -> None:
@@ -181,8 +181,8 @@ def test_a_hand_does_not_depend_on_its_batch(
     terms = [*problem.terms, Size(used.hand_length, length, 0.01), DepthPrior(problem.start.root[:, 2], 0.2)]
     whole = solve(used.kinematics, terms, problem.start, ALL, options)
     g = torch.Generator().manual_seed(max_steps)
-    groups = [torch.tensor([i]) for i in (0, 5, 23)]
-    groups += [torch.tensor([4, 17]), torch.arange(23, -1, -1), torch.arange(1, 12), torch.randperm(24, generator=g)]
+    groups = [torch.tensor([i]) for i in (0, 5)]
+    groups += [torch.tensor([4, 17]), torch.arange(23, -1, -1), torch.randperm(24, generator=g)[:11]]
     for at in groups:
         some = solve(used.kinematics, [t.select(at) for t in terms], problem.start.select(at), ALL, options)
         assert torch.equal(some.energy, whole.energy[at]), at
@@ -238,7 +238,7 @@ def test_far_starts_never_raise(model: FitModel, problem: Problem) -> None:
     g = torch.Generator().manual_seed(3)
     n = len(problem.start)
     wild = problem.start.retract(3 * torch.randn(n, 62, dtype=F64, generator=g))
-    out = solve(model.kinematics, problem.terms, wild, ALL, SolverOptions(60))
+    out = solve(model.kinematics, problem.terms, wild, ALL, SolverOptions(15))
     finite = torch.isfinite(out.energy)
     assert not bool(torch.isnan(out.energy).any()) and not bool((out.converged & ~finite).any())
     for value in vars(out.state.select(finite.nonzero()[:, 0])).values():

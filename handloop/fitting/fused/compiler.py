@@ -6,8 +6,10 @@ cache folder is therefore named by a hash of all kernel sources, so an edit anyw
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -22,25 +24,42 @@ _KERNELS = ("compiler.py", "records.py", "math.py", "points.py", "energy.py", "s
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def cache_folder() -> Path:
-    """Folder of the compiled kernels for these sources: below HANDLOOP_CACHE, or the user's cache folder."""
+def _cache_folder() -> Path:
+    """Folder of the compiled kernels for these sources: below HANDLOOP_CACHE, or the user's cache folder, or, where
+    that cannot be written, a temporary one for this user."""
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _KERNELS)).hexdigest()[:16]
-    base = os.environ.get("HANDLOOP_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "handloop"
-    )
-    return Path(base) / f"kernels-{digest}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    wanted = os.environ.get("HANDLOOP_CACHE") or os.path.join(cache, "handloop")
+    temporary = os.path.join(tempfile.gettempdir(), f"handloop-{getpass.getuser() if os.name == 'nt' else os.getuid()}")
+    for base in (wanted, temporary):
+        folder = Path(base) / f"kernels-{digest}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK) and (os.name == "nt" or folder.stat().st_uid == os.getuid()):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="handloop-"))
+
+
+_FOLDER = _cache_folder()
+
+
+def is_compiled() -> bool:
+    """Whether an earlier run has left the compiled solve in the cache."""
+    return any(_FOLDER.rglob("solve.solve_range*.nbi"))
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator of the kernels' functions: compiled at the first call, without the interpreter's lock."""
     # numba reads the cache folder when it decorates; the setting is put back so that other code keeps its own.
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_folder())
+    before = config.CACHE_DIR  # type: ignore[attr-defined]
+    config.CACHE_DIR = str(_FOLDER)  # type: ignore[attr-defined]
     try:
         return cast(
             Callable[..., Any],
             njit(cache=True, fastmath=_FASTMATH, error_model="numpy", boundscheck=False, nogil=True)(function),
         )
     finally:
-        config.CACHE_DIR = before
+        config.CACHE_DIR = before  # type: ignore[attr-defined]

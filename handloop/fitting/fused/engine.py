@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.terms import POSE, HandState
+from handloop.fitting.fused.compiler import is_compiled
 from handloop.fitting.fused.records import Model
 from handloop.fitting.fused.solve import energies_range, solve_range
 from handloop.fitting.observe import Observations
@@ -40,6 +42,8 @@ class FusedEngine:
     @classmethod
     def of(cls, model: FitModel, seen: Observations, recipe: Recipe, free: Tensor) -> FusedEngine:
         """Copy what is needed into contiguous float64 arrays."""
+        if not is_compiled():
+            logging.getLogger("handloop").warning("compiling the fit, once per installation (about 20 s) ...")
         return cls(
             _constants(model, recipe, free),
             _array(seen.uv),

@@ -33,7 +33,7 @@ class Status(IntEnum):
 STATUS_HELP: dict[Status, str] = {
     Status.CONVERGED: "converged: the energy no longer changes.",
     Status.MAX_STEPS: "stopped at the step limit while still improving; usable, or fit again with more steps.",
-    Status.TOO_FEW_POINTS: "fewer visible points than a fit needs, or all in one place; the parameters are NaN.",
+    Status.TOO_FEW_POINTS: "too few visible points for a fit or all in one spot; parameters are NaN. Give more points.",
     Status.FAILED: "no finite solution was found; the parameters are NaN. Look at the input points and the camera.",
 }
 """What each status means and what to do."""

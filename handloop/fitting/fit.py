@@ -19,9 +19,9 @@ from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, GemanMcClure, HandStat
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import Recipe
-from handloop.fitting.solver import Solution, SolverOptions, energies, solve
+from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
 from handloop.fitting.starts import closed_form_starts
-from handloop.fitting.terms import FocalPrior, Limits, PosePrior, Reprojection, Shape, Size
+from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
@@ -40,7 +40,8 @@ def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[
         Reprojection(seen.uv, seen.inverse_sigma(recipe), seen.focal, seen.princpt, GemanMcClure(recipe.robust)),
         PosePrior(model.pose_prior),
         Limits(model.limits, recipe.limits_sigma_deg),
-        Shape(recipe.shape_sigma),
+        Shape(recipe.shape_sigma, model.shape_mean),
+        Points3d(seen.xyz, seen.inverse_sigma_3d, GemanMcClure(recipe.robust)),
     ]
     terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
     if recipe.focal_sigma is not None:
@@ -74,8 +75,8 @@ class Engine(Protocol):
         """From each start, which belongs to the hand of that number."""
         ...
 
-    def energies(self, state: HandState) -> dict[str, Tensor]:
-        """(B,) energy of each term at one state per hand."""
+    def finish(self, state: HandState, posterior: bool) -> Finish:
+        """Energies by term at one solution per hand and, if wanted, the posterior there."""
         ...
 
 
@@ -91,9 +92,9 @@ class TensorEngine:
         """See `Engine.solve`."""
         return solve(self.kinematics, [t.select(hand) for t in self.terms], start, self.free, options)
 
-    def energies(self, state: HandState) -> dict[str, Tensor]:
-        """See `Engine.energies`."""
-        return energies(self.kinematics, self.terms, state)
+    def finish(self, state: HandState, posterior: bool) -> Finish:
+        """See `Engine.finish`."""
+        return finish(self.kinematics, self.terms, state, self.free, posterior)
 
 
 def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
@@ -206,7 +207,7 @@ def _fit_chunk(
     seeds = model.seeds[: recipe.seeds]
     starts = closed_form_starts(model.kinematics, seeds, seen.views())
     best = fit_from(engine, model.kinematics, starts, 2 * len(seeds), recipe)
-    out.put(at, best, engine.energies(best.solution.state))
+    out.put(at, best, engine.finish(best.solution.state, recipe.posterior).terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +263,7 @@ def _result(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Re
     root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
     joints = torch.full((len(keypoints), 21, 3), float("nan"), dtype=dtype)
     for model, rows in models.split(keypoints.is_right):
-        kinematics = model.cpu_kinematics
+        kinematics = model.plain
         state = out.state.select(rows)
         root_offset[rows] = kinematics.root_offset(state.betas)
         joints[rows] = kinematics.points(state.rotations, state.betas, state.root)

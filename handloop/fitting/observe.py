@@ -29,10 +29,20 @@ class Observations:
     """(B,) px, noise of a point of confidence 1."""
     length: Tensor
     """(B,) m, known hand length or NaN."""
+    xyz: Tensor
+    """(B, 21, 3) m, known 3D points in the camera frame, left hands mirrored; anything finite where unknown."""
+    inverse_sigma_3d: Tensor
+    """(B, 21) 1/m; 0 where no 3D point is known."""
 
     @classmethod
     def of(
-        cls, keypoints: Keypoints, camera: Camera, recipe: Recipe, hand_length: Tensor | None, like: Tensor
+        cls,
+        keypoints: Keypoints,
+        camera: Camera,
+        recipe: Recipe,
+        hand_length: Tensor | None,
+        like: Tensor,
+        points_3d: Tensor | None = None,
     ) -> Observations:
         """Bring hands into the canonical frame.
 
@@ -42,6 +52,7 @@ class Observations:
             recipe: its noise level.
             hand_length: (B,) m, NaN where unknown; None for none known.
             like: gives dtype and device.
+            points_3d: (B, 21, 4) x, y, z in m, camera frame, and weight 0..1; None for none known.
         """
         uv = camera.undistort(keypoints.xy)
         conf = torch.where(torch.isfinite(uv).all(-1), keypoints.conf, torch.zeros_like(keypoints.conf))
@@ -51,7 +62,14 @@ class Observations:
         # A box that collapses to nothing (coincident points) still needs a noise level.
         sigma = (recipe.noise_px * keypoints.box_size() / 224).clamp(min=0.05)
         length = torch.full((len(keypoints),), float("nan")) if hand_length is None else hand_length
-        return cls(*(t.to(like) for t in (uv, conf, camera.focal, camera.princpt, sigma, length)))
+        given = torch.zeros(len(keypoints), 21, 4, dtype=torch.float64) if points_3d is None else points_3d.double()
+        usable = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
+        xyz = torch.where(usable[..., None], given[..., :3], torch.zeros_like(given[..., :3]))
+        xyz = torch.cat([xyz[..., :1] * mirror[..., None], xyz[..., 1:]], -1)
+        sigma_3d = torch.tensor(recipe.joint_noise).double() * recipe.noise_mm / 1000
+        inverse_3d = torch.where(usable, given[..., 3] / sigma_3d, torch.zeros_like(given[..., 3]))
+        parts = (uv, conf, camera.focal, camera.princpt, sigma, length, xyz, inverse_3d)
+        return cls(*(t.to(like) for t in parts))
 
     def inverse_sigma(self, recipe: Recipe) -> Tensor:
         """(B, 21) conf / sigma, 1/px; 0 for missing points."""

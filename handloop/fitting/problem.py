@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import mirror_hand
@@ -24,8 +25,11 @@ class FitModel:
     """One side's model in the right-hand canonical frame, ready to fit."""
 
     kinematics: Kinematics
-    cpu_kinematics: Kinematics
-    """The same on the CPU, for results."""
+    """With the source's offsets, if any: its points are what the keypoints mean."""
+    plain: Kinematics
+    """The model's own points, on the CPU, for results."""
+    shape_mean: Tensor
+    """(10,) centre of the shape prior."""
     pose_prior: GaussianPosePrior
     limits: JointLimits
     hand_length: HandLength
@@ -35,16 +39,20 @@ class FitModel:
     """An empty tensor of the dtype and on the device to fit with."""
 
     @classmethod
-    def of(cls, hand: Hand, dtype: torch.dtype, device: torch.device | str) -> FitModel:
+    def of(
+        cls, hand: Hand, dtype: torch.dtype, device: torch.device | str, layout: KeypointLayout | None = None
+    ) -> FitModel:
         """From a right hand, or a left one mirrored."""
-        kinematics = Kinematics.from_hand(hand, dtype, device)
+        layout = KeypointLayout.identity() if layout is None else layout
+        offsets = None if layout.is_identity() else layout.offsets
+        kinematics = Kinematics.from_hand(hand, dtype, device).with_offsets(offsets)
         like = torch.zeros(0, dtype=dtype, device=device)
         prior = GaussianPosePrior.from_hand(hand)
         limits = JointLimits.from_hand(hand)
         seeds = seed_poses(limits, prior.mean).to(like)
         prior = GaussianPosePrior(prior.mean.to(like), prior.precision_factor.to(like))
-        cpu = Kinematics.from_hand(hand, dtype)
-        return cls(kinematics, cpu, prior, limits.to(like), HandLength.of(kinematics), seeds, like)
+        plain, mean = Kinematics.from_hand(hand, dtype), layout.mean_betas.to(like)
+        return cls(kinematics, plain, mean, prior, limits.to(like), HandLength.of(kinematics), seeds, like)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +62,26 @@ class HandModels:
     pair: HandPair
     right: FitModel
     left: FitModel
+    layout: KeypointLayout
 
     @classmethod
-    def of(cls, pair: HandPair, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> HandModels:
-        """Prepare a pair of models for fitting."""
-        right = FitModel.of(pair.right, dtype, device)
-        left = right if pair.left_is_mirror else FitModel.of(mirror_hand(pair.left), dtype, device)
-        return cls(pair, right, left)
+    def of(
+        cls,
+        pair: HandPair,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        layout: KeypointLayout | None = None,
+    ) -> HandModels:
+        """Prepare a pair of models for fitting keypoints of a source.
+
+        Raises:
+            InputError: the layout was made for another model or tip set.
+        """
+        if layout is not None:
+            layout.check_model(pair.right.digest, pair.right.tip_set)
+        right = FitModel.of(pair.right, dtype, device, layout)
+        left = right if pair.left_is_mirror else FitModel.of(mirror_hand(pair.left), dtype, device, layout)
+        return cls(pair, right, left, KeypointLayout.identity() if layout is None else layout)
 
     def split(self, is_right: Tensor) -> Iterator[tuple[FitModel, Tensor]]:
         """Each model with the rows (integer index) of the hands it fits."""
@@ -89,4 +110,5 @@ class HandModels:
             "hand_model_digest": f"{right.digest} {left.digest}",
             "tip_set": right.tip_set,
             "left_shapedirs": left.left_shapedirs,
+            "layout": self.layout.name,
         }

@@ -18,6 +18,8 @@ class Recipe:
     noise_px: float = 2.5
     """Standard deviation of a keypoint, px at a hand box of 224 px; scaled with each hand's box. Covers the detector's
     error and the model's (benchmarks/accuracy.py)."""
+    noise_mm: float = 3.0
+    """Standard deviation of a 3D point where some are given, mm."""
     robust: float = 7.0
     """Scale of the Geman-McClure kernel, sigmas: 17.5 px at a 224-px box."""
     joint_noise: tuple[float, ...] = (1.0,) * 21
@@ -38,6 +40,8 @@ class Recipe:
     """How many starts are taken to convergence."""
     solver: SolverOptions = field(default_factory=SolverOptions)
     """Stopping rules for the finalists."""
+    posterior: bool = True
+    """Compute how far each fit can be trusted: about 0.1 ms per hand."""
     fixed: tuple[str, ...] = ()
     """Parameter groups that stay at their start: any of "pose", "orient", "betas", "root"."""
     extra_terms: tuple[Term, ...] = ()
@@ -46,6 +50,7 @@ class Recipe:
     def __post_init__(self) -> None:
         positive = {
             "noise_px": self.noise_px,
+            "noise_mm": self.noise_mm,
             "robust": self.robust,
             "limits_sigma_deg": self.limits_sigma_deg,
             "shape_sigma": self.shape_sigma,

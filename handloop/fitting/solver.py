@@ -43,6 +43,17 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
+class Finish:
+    """What is known of B hands at their solutions."""
+
+    terms: dict[str, Tensor]
+    """(B,) energy of each term."""
+    spread: Tensor | None
+    """(B, 21, 3, 62) B with B B^T the posterior covariance of the 63 coordinates, m^2, under the Laplace approximation
+    (Gauss-Newton matrix with robust weights and active limits); None where it was not asked for."""
+
+
+@dataclass(frozen=True, eq=False)
 class _Linear:
     """Energy, gradient and Gauss-Newton matrix at a state."""
 
@@ -115,11 +126,24 @@ def solve(
     return Solution(final.orthonormalised(), energy, converged, steps)
 
 
-def energies(model: PointsModel, terms: Sequence[Term], state: HandState) -> dict[str, Tensor]:
-    """(B,) energy of each term at a state, by name."""
+def finish(model: PointsModel, terms: Sequence[Term], state: HandState, free: Tensor, posterior: bool) -> Finish:
+    """Energies by term at solutions and, if wanted, the posterior of the points there."""
     rows = _pair(torch.arange(len(state), device=state.betas.device))
-    posed = PosedHand.of(model, state.select(rows), jacobian=False)
-    return {t.name: t.select(rows).linearise(posed).energy[: len(state)] for t in terms}
+    n = len(state)
+    local = state.select(rows)
+    posed = PosedHand.of(model, local, jacobian=posterior)
+    parts = {t.name: t.select(rows).linearise(posed).energy[:n] for t in terms}
+    if not posterior or n == 0:
+        return Finish(parts, None)
+    at = _linearise(model, [t.select(rows) for t in terms], local, free)
+    diagonal = torch.diagonal(at.hessian, dim1=1, dim2=2)
+    factor, failed = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(1e-12 * diagonal))
+    assert posed.points_jacobian is not None
+    rows_jac = posed.points_jacobian.flatten(1, 2) * free[:61]
+    padded = torch.nn.functional.pad(rows_jac, (0, 1))
+    spread = torch.linalg.solve_triangular(factor, padded.mT, upper=False).mT
+    spread = torch.where((failed > 0)[:, None, None], torch.full_like(spread, float("nan")), spread)
+    return Finish(parts, spread[:n].unflatten(1, (21, 3)))
 
 
 def _pair(index: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, Kernel, PosedHand, Residual, residual
+from handloop.core.terms import BETAS, FOCAL, POSE, Kernel, PosedHand, Residual, residual
 from handloop.priors.anatomy import JointLimits, angles_and_jacobian, anatomical_angles
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.shape import HandLength
@@ -112,14 +112,17 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """betas ~ N(0, 1): the model's shape coefficients are in population standard deviations (SMPLify's E_beta)."""
+    """betas ~ N(mean, 1): the model's shape coefficients are in population standard deviations (SMPLify's E_beta)."""
 
     sigma: float = 1.0
+    mean: Tensor | None = None
+    """(10,) what a source's hands have in common (see `KeypointLayout`); None for zero."""
     name: str = "shape"
 
     def linearise(self, posed: PosedHand) -> Residual:
-        """(B, 10) betas / sigma."""
-        value = posed.state.betas / self.sigma
+        """(B, 10) (betas - mean) / sigma."""
+        away = posed.state.betas if self.mean is None else posed.state.betas - self.mean
+        value = away / self.sigma
         eye = torch.eye(10, dtype=value.dtype, device=value.device) / self.sigma
         return residual(value[..., None], eye.expand(len(posed.state), 10, 10)[:, :, None], columns=BETAS)
 
@@ -172,22 +175,25 @@ class FocalPrior:
 
 
 @dataclass(frozen=True, eq=False)
-class DepthPrior:
-    """log depth of the wrist ~ N(log of a guess, sigma): keeps unobservable depths finite, weakly."""
+class Points3d:
+    """Robust distance to known 3D points: sparse, weighted, alone or beside 2D keypoints."""
 
-    depth: Tensor
-    """(B,) m."""
-    sigma: float
-    """Standard deviation of the log depth."""
-    name: str = "depth"
+    xyz: Tensor
+    """(B, 21, 3) m, right-hand canonical camera frame."""
+    inverse_sigma: Tensor
+    """(B, 21) 1/m; 0 for unknown points."""
+    kernel: Kernel
+    """Acts on the norm of a point's residual triple."""
+    name: str = "points_3d"
 
     def linearise(self, posed: PosedHand) -> Residual:
-        """(B, 1)."""
-        value = (posed.state.root[:, 2:] / self.depth[:, None]).log() / self.sigma
-        jac = value.new_zeros(len(posed.state), 1, 1, 3)
-        jac[..., 2] = 1 / self.sigma
-        return residual(value[..., None], jac, columns=ROOT)
+        """(B, 63) (model - given) / sigma."""
+        triples = (posed.points - self.xyz) * self.inverse_sigma[..., None]
+        jac = None
+        if posed.points_jacobian is not None:
+            jac = posed.points_jacobian * self.inverse_sigma[..., None, None]
+        return residual(triples, jac, self.kernel, columns=slice(0, 61))
 
-    def select(self, index: Tensor) -> DepthPrior:
+    def select(self, index: Tensor) -> Points3d:
         """See `Term.select`."""
-        return DepthPrior(self.depth[index], self.sigma)
+        return Points3d(self.xyz[index], self.inverse_sigma[index], self.kernel)

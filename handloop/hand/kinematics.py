@@ -10,7 +10,7 @@ A right perturbation R_k exp(d) turns every descendant m of k about x_k: dx_m = 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from handloop.hand.model import Hand
 
 CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
 """MANO joints of thumb, index, middle, ring, pinky, base first."""
+
+STARTING_JOINT = (0, 13, 14, 15, 15, 1, 2, 3, 3, 4, 5, 6, 6, 10, 11, 12, 12, 7, 8, 9, 9)
+"""MANO joint whose frame starts at each canonical point: the wrist's, the finger joints' own, the distal one at tips."""
 
 N_ROT = 48
 N_COLUMNS = 61
@@ -44,6 +47,9 @@ class Kinematics:
     """(5, 3, 15, 9) tip displacement per entry of R - I of the finger joints, m."""
     tips_weights: Tensor
     """(5, 16) skinning weights of the tips."""
+    offsets: Tensor | None = None
+    """(21, 3) m, what a source's points add to the model's, in the frame of `STARTING_JOINT`, for the mean hand (see
+    `core.layout.KeypointLayout`); None for nothing."""
 
     @classmethod
     def from_hand(
@@ -63,6 +69,21 @@ class Kinematics:
             tensor(hand.posedirs[ids].reshape(5, 3, 15, 9)),
             tensor(hand.weights[ids]),
         )
+
+    def with_offsets(self, offsets: Tensor | None) -> Kinematics:
+        """The same model seen by a source whose points lie off the model's by `offsets` (21, 3)."""
+        return replace(self, offsets=None if offsets is None else offsets.to(self.joints))
+
+    def scale_dirs(self) -> Tensor:
+        """(10,) relative change of the hand's length (wrist to middle fingertip) per beta, at the mean shape.
+
+        Offsets grow with the hand: they are multiplied by 1 + scale_dirs . betas.
+        """
+        ids = [0, 4, 5, 6]
+        bones = torch.cat([self.joints[ids], self.tips[2:3]]).diff(dim=0)
+        dirs = torch.cat([self.joints_dirs[ids], self.tips_dirs[2:3]]).diff(dim=0)
+        lengths = bones.norm(dim=1, keepdim=True)
+        return ((bones / lengths)[..., None] * dirs).sum((0, 1)) / lengths.sum()
 
     def root_offset(self, betas: Tensor) -> Tensor:
         """(B, 3) J_0(betas): smplx's `transl` is the wrist position minus this."""
@@ -117,7 +138,19 @@ class Kinematics:
         tips[..., N_ROT : N_ROT + 10] = fwd.blend @ self.tips_dirs
         tips[..., N_ROT : N_ROT + 10] += _apply(self.tips_weights, carried.flatten(2)).unflatten(2, (3, 10))
         jac[..., N_ROT + 10 :] = torch.eye(3, dtype=jac.dtype, device=jac.device)
+        if self.offsets is not None:
+            turned = (fwd.world[:, list(STARTING_JOINT)] @ self.offsets[..., None])[..., 0]
+            added = turned * self._scale(betas)[:, None, None]
+            for p, start in enumerate(STARTING_JOINT):
+                finger = (p - 1) // 4
+                chain = () if p == 0 else CHAINS[finger][: CHAINS[finger].index(start) + 1]
+                for k in (0, *chain):
+                    jac[:, p, :, 3 * k : 3 * k + 3] += _turn(fwd.world[:, k], added[:, p])
+            jac[..., N_ROT : N_ROT + 10] += turned[..., None] * self.scale_dirs()
         return fwd.points, jac
+
+    def _scale(self, betas: Tensor) -> Tensor:
+        return 1 + (betas * self.scale_dirs()).sum(1)
 
     def _pose_dirs(self, rotations: Tensor) -> Tensor:
         """(B, 5, 3, 45) derivative of the unposed tips by the finger joints' increments, through the blend shapes."""
@@ -159,6 +192,9 @@ class Kinematics:
         tips = (skinned * self.tips_weights[..., None]).sum(2)
         blend = _apply(self.tips_weights, joint_world.flatten(2)).unflatten(2, (3, 3))
         points = torch.cat([joint_x, tips], 1)[:, list(CANONICAL_FROM_MANO)]
+        if self.offsets is not None:
+            turned = (joint_world[:, list(STARTING_JOINT)] @ self.offsets[..., None])[..., 0]
+            points = points + turned * self._scale(betas)[:, None, None]
         return _Forward(points, joint_world, joint_x, joint_dirs, skinned, blend)
 
 

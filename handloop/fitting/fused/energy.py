@@ -37,6 +37,16 @@ def energy_of(model, seen, rot, betas, root, log_focal, w):
             s = rx * rx + ry * ry
             total += s * (c2 / (c2 + s))
     parts[0] = np.inf if behind else 0.5 * total
+    total = 0.0
+    for p in range(21):
+        inverse_sigma = seen.inverse_sigma_3d[p]
+        if inverse_sigma > 0.0:
+            rx = (w.points[p, 0] - seen.xyz[p, 0]) * inverse_sigma
+            ry = (w.points[p, 1] - seen.xyz[p, 1]) * inverse_sigma
+            rz = (w.points[p, 2] - seen.xyz[p, 2]) * inverse_sigma
+            s = rx * rx + ry * ry + rz * rz
+            total += s * (c2 / (c2 + s))
+    parts[6] = 0.5 * total
     for j in range(15):
         so3_log(rot[j + 1], w.pose[j])
     total = 0.0
@@ -70,7 +80,7 @@ def energy_of(model, seen, rot, betas, root, log_focal, w):
     parts[2] = 0.5 * total
     total = 0.0
     for s in range(10):
-        total += betas[s] * betas[s]
+        total += (betas[s] - model.shape_mean[s]) ** 2
     parts[3] = 0.5 * total * model.shape_scale * model.shape_scale
     parts[4] = 0.0
     if seen.length == seen.length:
@@ -88,7 +98,7 @@ def energy_of(model, seen, rot, betas, root, log_focal, w):
         w.length_error[0] = (total - seen.length) * model.length_scale
         parts[4] = 0.5 * w.length_error[0] * w.length_error[0]
     parts[5] = 0.5 * (log_focal * model.focal_scale) ** 2
-    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5]
+    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6]
 
 
 @compiled
@@ -98,13 +108,13 @@ def linearise(model, seen, rot, betas, root, log_focal, w, hessian, gradient):
         gradient[i] = 0.0
         for k in range(i, 62):
             hessian[i, k] = 0.0
-    _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient)
+    _add_points(model, seen, rot, root, log_focal, w, hessian, gradient)
     _add_pose_prior(model, w, hessian, gradient)
     _add_limits(model, w, hessian, gradient)
     shape = model.shape_scale * model.shape_scale
     for s in range(10):
         hessian[48 + s, 48 + s] += shape
-        gradient[48 + s] += shape * betas[s]
+        gradient[48 + s] += shape * (betas[s] - model.shape_mean[s])
     if seen.length == seen.length:
         row = w.length_row
         for s in range(10):
@@ -131,7 +141,8 @@ def linearise(model, seen, rot, betas, root, log_focal, w, hessian, gradient):
 
 
 @compiled
-def _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient):
+def _add_points(model, seen, rot, root, log_focal, w, hessian, gradient):
+    """Reprojection and 3D points."""
     joint_dirs(model, w)
     scale = np.exp(log_focal)
     fx, fy = seen.focal[0] * scale, seen.focal[1] * scale
@@ -149,44 +160,56 @@ def _add_reprojection(model, seen, rot, root, log_focal, w, hessian, gradient):
             grad[i] = 0.0
             for k in range(WIDTH):
                 block[i, k] = 0.0
+        n = 0
         for p in range(first, last):
-            at = 2 * (p - first)
-            inverse_sigma = seen.inverse_sigma[p]
-            if not inverse_sigma > 0.0:
-                for i in range(26):
-                    rows[at, i] = 0.0
-                    rows[at + 1, i] = 0.0
+            in_2d, in_3d = seen.inverse_sigma[p], seen.inverse_sigma_3d[p]
+            if not (in_2d > 0.0 or in_3d > 0.0):
                 continue
-            if finger < 0:
-                for a in range(3):
-                    for i in range(22):
-                        jac[a, i] = 0.0
-            else:
-                point_jacobian(model, rot, finger, p - first, w, jac)
+            point_jacobian(model, rot, finger, p - first, w, jac)
             # Wrist: bearing x, bearing y, log depth.
             jac[0, 22], jac[1, 22], jac[2, 22] = root[2], 0.0, 0.0
             jac[0, 23], jac[1, 23], jac[2, 23] = 0.0, root[2], 0.0
             jac[0, 24], jac[1, 24], jac[2, 24] = root[0], root[1], root[2]
-            z = max(w.points[p, 2], 1e-3)
-            xn, yn = w.points[p, 0] / z, w.points[p, 1] / z
-            rx = (fx * xn + seen.princpt[0] - seen.uv[p, 0]) * inverse_sigma
-            ry = (fy * yn + seen.princpt[1] - seen.uv[p, 1]) * inverse_sigma
-            keep = c2 / (c2 + rx * rx + ry * ry)
-            # Square root of the kernel's weight, which is keep squared.
-            sx, sy = fx * inverse_sigma * keep, fy * inverse_sigma * keep
-            sxz, syz = sx / z, sy / z
-            for i in range(25):
-                rows[at, i] = (jac[0, i] - xn * jac[2, i]) * sxz
-                rows[at + 1, i] = (jac[1, i] - yn * jac[2, i]) * syz
-            rows[at, 25], rows[at + 1, 25] = xn * sx, yn * sy
-            rx *= keep
-            ry *= keep
-            for i in range(26):
-                grad[i] += rows[at, i] * rx + rows[at + 1, i] * ry
+            if in_2d > 0.0:
+                z = max(w.points[p, 2], 1e-3)
+                xn, yn = w.points[p, 0] / z, w.points[p, 1] / z
+                rx = (fx * xn + seen.princpt[0] - seen.uv[p, 0]) * in_2d
+                ry = (fy * yn + seen.princpt[1] - seen.uv[p, 1]) * in_2d
+                keep = c2 / (c2 + rx * rx + ry * ry)
+                # Square root of the kernel's weight, which is keep squared.
+                sx, sy = fx * in_2d * keep, fy * in_2d * keep
+                sxz, syz = sx / z, sy / z
+                for i in range(25):
+                    rows[n, i] = (jac[0, i] - xn * jac[2, i]) * sxz
+                    rows[n + 1, i] = (jac[1, i] - yn * jac[2, i]) * syz
+                rows[n, 25], rows[n + 1, 25] = xn * sx, yn * sy
+                rx *= keep
+                ry *= keep
+                for i in range(26):
+                    grad[i] += rows[n, i] * rx + rows[n + 1, i] * ry
+                n += 2
+            if in_3d > 0.0:
+                rx = (w.points[p, 0] - seen.xyz[p, 0]) * in_3d
+                ry = (w.points[p, 1] - seen.xyz[p, 1]) * in_3d
+                rz = (w.points[p, 2] - seen.xyz[p, 2]) * in_3d
+                keep = c2 / (c2 + rx * rx + ry * ry + rz * rz)
+                weight = in_3d * keep
+                for i in range(25):
+                    rows[n, i] = jac[0, i] * weight
+                    rows[n + 1, i] = jac[1, i] * weight
+                    rows[n + 2, i] = jac[2, i] * weight
+                    grad[i] += (rows[n, i] * rx + rows[n + 1, i] * ry + rows[n + 2, i] * rz) * keep
+                for a in range(3):
+                    rows[n + a, 25] = 0.0
+                n += 3
+        if n % 2 == 1:
+            for i in range(WIDTH):
+                rows[n, i] = 0.0
+            n += 1
         if finger < 0:
-            _outer(rows, 2, 9, block)
+            _outer(rows, n, 9, block)
             continue
-        _outer(rows, 8, 0, block)
+        _outer(rows, n, 0, block)
         own = 3 * JOINT[finger, 0] - 3
         for i in range(9):
             gradient[own + i] += grad[i]

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from handloop.core.terms import POSE, HandState
+from handloop.core.terms import N_PARAMS, POSE, HandState
 from handloop.fitting.fused.compiler import is_compiled
-from handloop.fitting.fused.records import Model
-from handloop.fitting.fused.solve import energies_range, solve_range
+from handloop.fitting.fused.records import Model, Seen
+from handloop.fitting.fused.solve import finish_range, solve_range
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
-from handloop.fitting.solver import Solution, SolverOptions
+from handloop.fitting.solver import Finish, Solution, SolverOptions
 
-TERM_NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal")
+TERM_NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal", "points_3d")
 """The kernel's terms, in the order of its energies."""
 
 _RUN = 32
@@ -33,11 +33,7 @@ class FusedEngine:
     """The standard recipe for B hands in compiled code, float64 on the CPU."""
 
     model: Model
-    uv: np.ndarray
-    inverse_sigma: np.ndarray
-    focal: np.ndarray
-    princpt: np.ndarray
-    length: np.ndarray
+    many: Seen
 
     @classmethod
     def of(cls, model: FitModel, seen: Observations, recipe: Recipe, free: Tensor) -> FusedEngine:
@@ -46,11 +42,15 @@ class FusedEngine:
             logging.getLogger("handloop").warning("compiling the fit, once per installation (about 20 s) ...")
         return cls(
             _constants(model, recipe, free),
-            _array(seen.uv),
-            _array(seen.inverse_sigma(recipe)),
-            _array(seen.focal),
-            _array(seen.princpt),
-            _array(seen.length),
+            Seen(
+                _array(seen.uv),
+                _array(seen.inverse_sigma(recipe)),
+                _array(seen.focal),
+                _array(seen.princpt),
+                _array(seen.length),
+                _array(seen.xyz),
+                _array(seen.inverse_sigma_3d),
+            ),
         )
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
@@ -61,23 +61,24 @@ class FusedEngine:
         n = len(rot)
         energy, converged, steps = np.full(n, np.inf), np.zeros(n, np.bool_), np.zeros(n, np.int64)
         settings = np.array([options.max_steps, options.tolerance, options.damping])
-        given = (self.model, self.uv, self.inverse_sigma, self.focal, self.princpt, self.length, hand.numpy())
-        _spread(solve_range, (*given, rot, betas, root, log_focal, settings, energy, converged, steps), n)
+        _share_out(solve_range, (self.model, self.many, hand.numpy(), rot, betas, root, log_focal, settings, energy, converged, steps), n)
         state = HandState(*(torch.from_numpy(a) for a in (rot, betas, root, log_focal)))
         return Solution(
             state.orthonormalised(), torch.from_numpy(energy), torch.from_numpy(converged), torch.from_numpy(steps)
         )
 
-    def energies(self, state: HandState) -> dict[str, Tensor]:
-        """(B,) energy of each term at one state per hand."""
+    def finish(self, state: HandState, posterior: bool) -> Finish:
+        """As `fitting.fit.Engine.finish`."""
         arrays = [_array(t) for t in (state.rotations, state.betas, state.root, state.log_focal)]
-        parts = np.zeros((len(state), len(TERM_NAMES)))
-        given = (self.model, self.uv, self.inverse_sigma, self.focal, self.princpt, self.length)
-        _spread(energies_range, (*given, *arrays, parts), len(state))
-        return {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(TERM_NAMES)}
+        n = len(state)
+        parts = np.zeros((n, len(TERM_NAMES)))
+        spread = np.zeros((n if posterior else 0, 63, N_PARAMS))
+        _share_out(finish_range, (self.model, self.many, *arrays, parts, spread), n)
+        terms = {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(TERM_NAMES)}
+        return Finish(terms, torch.from_numpy(spread).unflatten(1, (21, 3)) if posterior else None)
 
 
-def _spread(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:
+def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:
     """Call a compiled loop over ranges of 0 .. n - 1 on as many threads as torch uses.
 
     Plain threads, because the kernels release the interpreter's lock: numba's own pools abort when two threads enter
@@ -92,7 +93,7 @@ def _spread(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> N
 
 
 def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
-    k, prior, limits, size = model.cpu_kinematics, model.pose_prior, model.limits, model.hand_length
+    k, prior, limits, size = model.kinematics, model.pose_prior, model.limits, model.hand_length
     factor = prior.precision_factor
     # The kernel keeps the wrist's rotation behind the finger joints'.
     free = torch.cat([free[POSE], free[:3], free[48:]])
@@ -112,6 +113,10 @@ def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
         _array(size.template),
         _array(size.dirs),
         free.cpu().numpy(),
+        np.zeros((21, 3)) if k.offsets is None else _array(k.offsets),
+        _array(k.scale_dirs()),
+        k.offsets is not None,
+        _array(model.shape_mean),
         float(recipe.robust),
         float(180 / np.pi / recipe.limits_sigma_deg),
         float(1 / recipe.shape_sigma),

@@ -10,9 +10,10 @@ import numpy as np
 
 from handloop.fitting.fused.compiler import compiled
 from handloop.fitting.fused.math import mul
-from handloop.hand.kinematics import CHAINS
+from handloop.hand.kinematics import CHAINS, STARTING_JOINT
 
 JOINT = np.array(CHAINS)
+START = np.array(STARTING_JOINT)
 
 
 @compiled
@@ -71,6 +72,21 @@ def pose_points(model, rot, betas, root, w):
                     moved += world[m, a, b] * (w.unposed[f, b] - rest[m, b])
                 w.skinned[f, m, a] = moved
                 w.points[4 + 4 * f, a] += weight * moved
+    if model.has_offsets:
+        scale = 1.0
+        for s in range(10):
+            scale += model.scale_dirs[s] * betas[s]
+        for p in range(21):
+            j = START[p]
+            for a in range(3):
+                turned = (
+                    world[j, a, 0] * model.offsets[p, 0]
+                    + world[j, a, 1] * model.offsets[p, 1]
+                    + world[j, a, 2] * model.offsets[p, 2]
+                )
+                w.turned[p, a] = turned
+                w.added[p, a] = scale * turned
+                w.points[p, a] += scale * turned
 
 
 @compiled
@@ -107,12 +123,22 @@ def turn(world, j, ax, ay, az, jac, first):
 
 @compiled
 def point_jacobian(model, rot, f, d, w, jac):
-    """Derivative (3, 26) of point d of finger f by [own joints 9, wrist rotation 3, betas 10, wrist position 3, focal].
+    """Derivative (3, 26) of point d of finger f (-1: the wrist) by [own joints 9, wrist rotation 3, betas 10, wrist position 3, focal].
 
     The wrist position's and the focal length's columns are left alone. Blend shapes that reach over from other fingers'
     joints are left out: they change a tip by fractions of a millimetre per radian.
     """
     x, world, x_dirs = w.x, w.world, w.x_dirs
+    if f < 0:
+        for a in range(3):
+            for c in range(22):
+                jac[a, c] = 0.0
+        if model.has_offsets:
+            turn(world, 0, w.added[0, 0], w.added[0, 1], w.added[0, 2], jac, 9)
+            for a in range(3):
+                for s in range(10):
+                    jac[a, 12 + s] = w.turned[0, a] * model.scale_dirs[s]
+        return
     p = 1 + 4 * f + d
     px, py, pz = w.points[p, 0], w.points[p, 1], w.points[p, 2]
     for a in range(3):
@@ -124,15 +150,17 @@ def point_jacobian(model, rot, f, d, w, jac):
             j = JOINT[f, k]
             turn(world, j, px - x[j, 0], py - x[j, 1], pz - x[j, 2], jac, 3 * k)
         j = JOINT[f, d]
+        if model.has_offsets:
+            turn(world, j, w.added[p, 0], w.added[p, 1], w.added[p, 2], jac, 3 * d)
         for a in range(3):
             for s in range(10):
-                jac[a, 12 + s] = x_dirs[j, a, s]
+                jac[a, 12 + s] = x_dirs[j, a, s] + w.turned[p, a] * model.scale_dirs[s]
         return
     # The tip: weighted skinning. Everything turns about the wrist; own joints turn what hangs on them.
     turn(world, 0, px - x[0, 0], py - x[0, 1], pz - x[0, 2], jac, 9)
     for k in range(3):
         j = JOINT[f, k]
-        ax, ay, az = 0.0, 0.0, 0.0
+        ax, ay, az = w.added[p, 0], w.added[p, 1], w.added[p, 2]
         for i in range(k, 3):
             m = JOINT[f, i]
             weight = model.tips_weights[f, m]
@@ -146,7 +174,7 @@ def point_jacobian(model, rot, f, d, w, jac):
         for b in range(3):
             g[a, b] = 0.0
         for s in range(10):
-            jac[a, 12 + s] = 0.0
+            jac[a, 12 + s] = w.turned[p, a] * model.scale_dirs[s]
     for m in range(16):
         weight = model.tips_weights[f, m]
         if weight == 0.0:

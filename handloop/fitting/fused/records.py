@@ -33,6 +33,10 @@ class Model(NamedTuple):
     length_bones: Any  # (4, 3)
     length_dirs: Any  # (4, 3, 10)
     free: Any  # (62,) bool, kernel order
+    offsets: Any  # (21, 3)
+    scale_dirs: Any  # (10,)
+    has_offsets: bool
+    shape_mean: Any  # (10,)
     robust: float
     limits_scale: float
     shape_scale: float
@@ -41,13 +45,15 @@ class Model(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One hand's observations."""
+    """One hand's observations; the same fields with a leading axis hold many hands'."""
 
     uv: Any  # (21, 2)
     inverse_sigma: Any  # (21,)
     focal: Any  # (2,)
     princpt: Any  # (2,)
-    length: float
+    length: Any  # ()
+    xyz: Any  # (21, 3)
+    inverse_sigma_3d: Any  # (21,) 1/m; 0 where no 3D point is known
 
 
 class Work(NamedTuple):
@@ -58,6 +64,8 @@ class Work(NamedTuple):
     x: Any
     x_dirs: Any
     points: Any
+    turned: Any
+    added: Any
     feature: Any
     unposed: Any
     skinned: Any
@@ -92,9 +100,17 @@ class Work(NamedTuple):
 
 
 @compiled
-def make_seen(uv, inverse_sigma, focal, princpt, length):
-    """A `Seen` inside compiled code."""
-    return Seen(uv, inverse_sigma, focal, princpt, length)
+def one_of(many, i):
+    """The observations of hand i."""
+    return Seen(
+        many.uv[i],
+        many.inverse_sigma[i],
+        many.focal[i],
+        many.princpt[i],
+        many.length[i],
+        many.xyz[i],
+        many.inverse_sigma_3d[i],
+    )
 
 
 @compiled
@@ -105,6 +121,8 @@ def make_work():
         np.zeros((16, 3, 3)),
         np.zeros((16, 3)),
         np.zeros((16, 3, 10)),
+        np.zeros((21, 3)),
+        np.zeros((21, 3)),
         np.zeros((21, 3)),
         np.zeros(135),
         np.zeros((5, 3)),
@@ -124,9 +142,9 @@ def make_work():
         np.zeros(4),
         np.zeros(1),
         np.zeros(10),
-        np.zeros(6),
+        np.zeros(7),
         np.zeros((3, 26)),
-        np.zeros((8, WIDTH)),
+        np.zeros((20, WIDTH)),
         np.zeros((26, WIDTH)),
         np.zeros(26),
         np.zeros((62, 62)),

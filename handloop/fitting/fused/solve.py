@@ -10,7 +10,8 @@ import numpy as np
 from handloop.fitting.fused.compiler import compiled
 from handloop.fitting.fused.energy import energy_of, linearise
 from handloop.fitting.fused.math import cholesky_solve, mul, so3_exp
-from handloop.fitting.fused.records import make_seen, make_work
+from handloop.fitting.fused.points import JOINT, point_jacobian
+from handloop.fitting.fused.records import SHARED, make_work, one_of
 
 N = 62
 
@@ -119,14 +120,14 @@ def solve_hand(model, seen, rot, betas, root, log_focal, max_steps, tolerance, s
 
 @compiled
 def solve_range(
-    model, uv, inverse_sigma, focal, princpt, length, hand, rot, betas, root, log_focal, options, energy, converged, steps,
+    model, many, hand, rot, betas, root, log_focal, options, energy, converged, steps,
     first, last,
 ):
     """Solve starts first .. last - 1; start i belongs to hand `hand[i]`. States are changed in place."""
     w = make_work()
     for i in range(first, last):
         h = hand[i]
-        seen = make_seen(uv[h], inverse_sigma[h], focal[h], princpt[h], length[h])
+        seen = one_of(many, h)
         result = solve_hand(
             model, seen, rot[i], betas[i], root[i], log_focal[i], int(options[0]), options[1], options[2], w
         )
@@ -137,11 +138,52 @@ def solve_range(
 
 
 @compiled
-def energies_range(model, uv, inverse_sigma, focal, princpt, length, rot, betas, root, log_focal, parts, first, last):
-    """Energy by term (N, 6) of one state per hand, for hands first .. last - 1."""
+def finish_range(model, many, rot, betas, root, log_focal, parts, spread, first, last):
+    """At the solutions of hands first .. last - 1: energies by term (N, 7), and the posterior's factor.
+
+    `spread` (N, 63, 62) becomes B = J U^-1 with H = U^T U, so that B B^T is the covariance of the 21 points under the
+    Laplace approximation; it is left alone where it has no rows, and NaN where H cannot be factored.
+    """
     w = make_work()
     for i in range(first, last):
-        seen = make_seen(uv[i], inverse_sigma[i], focal[i], princpt[i], length[i])
+        seen = one_of(many, i)
         energy_of(model, seen, rot[i], betas[i], root[i], log_focal[i], w)
-        for k in range(6):
+        for k in range(7):
             parts[i, k] = w.parts[k]
+        if len(spread) == 0:
+            continue
+        linearise(model, seen, rot[i], betas[i], root[i], log_focal[i], w, w.hessian, w.gradient)
+        for k in range(N):
+            w.hessian[k, k] *= 1.0 + 1e-12
+            w.delta[k] = 0.0
+        ok = cholesky_solve(w.hessian, N, w.delta)
+        for p in range(21):
+            finger = (p - 1) // 4 if p > 0 else -1
+            point_jacobian(model, rot[i], finger, p - 1 - 4 * finger, w, w.point_jac)
+            jac = w.point_jac
+            z = root[i, 2]
+            jac[0, 22], jac[1, 22], jac[2, 22] = z, 0.0, 0.0
+            jac[0, 23], jac[1, 23], jac[2, 23] = 0.0, z, 0.0
+            jac[0, 24], jac[1, 24], jac[2, 24] = root[i, 0], root[i, 1], z
+            for a in range(3):
+                row = spread[i, 3 * p + a]
+                for k in range(N):
+                    row[k] = 0.0 if ok else np.nan
+                if not ok:
+                    continue
+                if finger >= 0:
+                    own = 3 * JOINT[finger, 0] - 3
+                    for k in range(9):
+                        row[own + k] = jac[a, k]
+                for k in range(16):
+                    row[SHARED + k] = jac[a, 9 + k]
+                for k in range(N):
+                    if not model.free[k]:
+                        row[k] = 0.0
+                # Forward substitution with U^T, a column at a time.
+                for k in range(N):
+                    if row[k] != 0.0:
+                        row[k] /= w.hessian[k, k]
+                        f = row[k]
+                        for j in range(k + 1, N):
+                            row[j] -= f * w.hessian[k, j]

@@ -38,7 +38,7 @@ class FitCommand:
     hand_length: float | None = None
     """Known hand length in mm, wrist joint to middle fingertip: makes depth metric."""
     noise: float | None = None
-    """Standard deviation of the keypoints in px of a hand whose box is 224 px; 2.5 covers detectors and the model."""
+    """Standard deviation of the keypoints in px of a hand whose box is 224 px; 2 covers detectors and the model."""
     recipe: Literal["default", "fast", "careful"] = "default"
     """How thoroughly to search."""
     save: tuple[Literal["meshes", "overlays"], ...] = ()

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -233,7 +234,19 @@ def _write_pictures(
     if command.report_hands > 0 and len(result):
         with console.status("writing the report"):
             problems = [f"{p.path}: {p.message}" for p in read.problems]
-            write_report(result, right, left, command.out, command.report_hands, notes=notes, problems=problems)
+            columns: dict[str, Sequence[object]] = {
+                "expected_error_mm": result.expected_error_mm.tolist(),
+                "plausible": result.plausible.tolist(),
+                "doubts": result.doubts,
+                "depth_sd": result.depth_sd.tolist(),
+                "weakest": result.weakest,
+            }
+            write_report(
+                *(result, right, left, command.out, command.report_hands),
+                notes=notes,
+                problems=problems,
+                columns=columns,
+            )
 
 
 def _model_notes(models: HandModels) -> list[str]:

@@ -95,9 +95,19 @@ class Keypoints:
         return cls(xy, conf, sides, size, names, _texts("source", source, n), frames, _texts("image", image, n))
 
     def box(self) -> Tensor:
-        """Tight box of the visible points: (N, 4) x0, y0, x1, y1 in px; zeros for hands without points."""
+        """Tight box of the visible points: (N, 4) x0, y0, x1, y1 in px; zeros for hands without points.
+
+        Points that lie more than six times as far from the middle as the median point are left out: one stray point
+        would otherwise set a hand's scale, and with it its noise level and assumed camera. In a whole hand the farthest
+        point is not three times as far out as the median one.
+        """
         big = torch.finfo(torch.float64).max
-        seen = (self.conf > 0)[..., None]
+        nan = torch.full_like(self.xy, float("nan"))
+        visible = self.conf > 0
+        middle = torch.where(visible[..., None], self.xy, nan).nanmedian(1, keepdim=True).values
+        away = (self.xy - middle).norm(dim=-1)
+        usual = torch.where(visible, away, nan[..., 0]).nanmedian(1, keepdim=True).values
+        seen = (visible & ~((away > 6 * usual) & (usual > 0)))[..., None]
         low = torch.where(seen, self.xy, torch.full_like(self.xy, big)).amin(1)
         high = torch.where(seen, self.xy, torch.full_like(self.xy, -big)).amax(1)
         box = torch.cat([low, high], 1)

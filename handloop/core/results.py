@@ -59,6 +59,20 @@ class FitResult:
     """Pose, shape and place in smplx's convention of each hand's own side; NaN where there is no fit."""
     joints: Tensor
     """(N, 21, 3) m, camera frame, canonical order, left hands un-mirrored."""
+    keypoints_3d: Tensor
+    """(N, 21, 3) m, the same as the source of the keypoints means them: with the layout's offsets."""
+    keypoints_3d_sd: Tensor
+    """(N, 21, 3) m, posterior standard deviation of `keypoints_3d` per camera axis; NaN where it was not computed."""
+    depth_sd: Tensor
+    """(N,) m, posterior standard deviation of the hand's mean distance."""
+    expected_error_mm: Tensor
+    """(N,) mm, expected mean joint error after similarity alignment."""
+    weakest: tuple[str, ...]
+    """N texts, the least determined directions, worst first."""
+    plausible: Tensor
+    """(N,) bool, False where there is no fit or something speaks against it."""
+    doubts: tuple[str, ...]
+    """N texts, what speaks against each fit; "" for nothing."""
     keypoints: Keypoints
     """The input."""
     camera: Camera
@@ -102,7 +116,14 @@ class FitResult:
             "transl": _np(self.params.transl),
             "is_right": kp.is_right.numpy(),
             "joints": _np(self.joints),
-            "keypoints_3d": _np(self.joints),
+            "keypoints_3d": _np(self.keypoints_3d),
+            "keypoints_3d_sd": _np(self.keypoints_3d_sd),
+            "joints_sd": _np(self.keypoints_3d_sd),
+            "depth_sd": _np(self.depth_sd),
+            "expected_error_mm": _np(self.expected_error_mm),
+            "weakest": np.array(self.weakest, dtype=np.str_),
+            "plausible": _np(self.plausible),
+            "doubts": np.array(self.doubts, dtype=np.str_),
             "keypoints_2d": torch.cat([kp.xy, kp.conf[..., None]], -1).numpy().astype(np.float32),
             "keypoints_2d_fit": _np(self.keypoints_2d_fit),
             "focal_length": cam.focal.cpu().numpy(),
@@ -142,6 +163,13 @@ class FitResult:
             return cls(
                 params=HandParams(*(tensor(key) for key in ("global_orient", "hand_pose", "betas", "transl"))),
                 joints=tensor("joints"),
+                keypoints_3d=tensor("keypoints_3d"),
+                keypoints_3d_sd=tensor("keypoints_3d_sd"),
+                depth_sd=tensor("depth_sd"),
+                expected_error_mm=tensor("expected_error_mm"),
+                weakest=tuple(map(str, arrays["weakest"])),
+                plausible=tensor("plausible"),
+                doubts=tuple(map(str, arrays["doubts"])),
                 keypoints=Keypoints(
                     *(points[..., :2], points[..., 2], tensor("is_right"), tensor("image_size")),
                     *(ids, source, tensor("frame"), image),
@@ -190,6 +218,10 @@ class FitResult:
             "rms_px_median": float(rms.quantile(0.5)) if len(rms) else None,
             "rms_px_p90": float(rms.quantile(0.9)) if len(rms) else None,
             "rms_relative_to_box_median": float(relative.quantile(0.5)) if len(rms) else None,
+            "plausible": int(self.plausible.sum()),
+            "expected_error_mm_median": float(self.expected_error_mm[done].double().quantile(0.5))
+            if len(rms)
+            else None,
             "camera_known": int(self.camera.is_known().sum()),
             **dict(self.provenance),
         }

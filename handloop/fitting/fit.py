@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
 from handloop.fitting.starts import closed_form_starts
 from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
+from handloop.fitting.trust import judge, reasons_against
 from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
@@ -65,7 +65,9 @@ class Best:
 
     solution: Solution
     gap: Tensor
-    """(B,) energy."""
+    """(B,) energy; inf where no other solution was found."""
+    apart: Tensor
+    """(B,) m, mean distance of the next different solution's points, wrist on wrist; 0 where there is none."""
 
 
 class Engine(Protocol):
@@ -133,7 +135,7 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
         short = SolverOptions(recipe.explore_steps, recipe.solver.tolerance, recipe.solver.damping)
         explored = engine.solve(starts, hand, short)
         keep = min(recipe.finalists, per_hand)
-        order = explored.energy.reshape(n, per_hand).argsort(dim=1, stable=True)[:, :keep]
+        order = _finalists(explored.energy.reshape(n, per_hand), keep)
         at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
         starts, before = explored.state.select(at), explored.steps[at]
         hand = torch.arange(n, device=device).repeat_interleave(keep)
@@ -147,9 +149,28 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
     local = (points - points[:, :1]).reshape(n, keep, 21, 3)
     apart = (local - local[torch.arange(n, device=device), best][:, None]).norm(dim=-1).mean(-1)
     other = torch.where(apart > _DISTINCT_M, energy, torch.full_like(energy, float("inf")))
+    runner_up = other.argmin(1)
     gap = other.amin(1) - energy.amin(1)
+    distance = apart[torch.arange(n, device=device), runner_up]
+    distance = torch.where(torch.isfinite(gap), distance, torch.zeros_like(distance))
     solution = Solution(done.state.select(at), done.energy[at], done.converged[at], (before + done.steps)[at])
-    return Best(solution, gap.nan_to_num(float("inf"), float("inf")))
+    return Best(solution, gap.nan_to_num(float("inf"), float("inf")), distance)
+
+
+def _finalists(energy: Tensor, keep: int) -> Tensor:
+    """(B, keep) columns of the explored starts (B, S) to finish: the best, and among them the best of each depth flip.
+
+    Flips alternate along the columns. Without the second flip a hand's only real alternative would often be pruned, and
+    its gap would say that there is none.
+    """
+    order = energy.argsort(dim=1, stable=True)
+    chosen = order[:, :keep].clone()
+    if keep > 1:
+        flip = chosen[:, :1] % 2
+        other = energy.masked_fill((torch.arange(energy.shape[1], device=energy.device) % 2)[None] == flip, float("inf"))
+        lacking = (chosen % 2 == flip).all(1)
+        chosen[lacking, -1] = other.argmin(1)[lacking]
+    return chosen
 
 
 def fit_keypoints(
@@ -207,7 +228,7 @@ def _fit_chunk(
     seeds = model.seeds[: recipe.seeds]
     starts = closed_form_starts(model.kinematics, seeds, seen.views())
     best = fit_from(engine, model.kinematics, starts, 2 * len(seeds), recipe)
-    out.put(at, best, engine.finish(best.solution.state, recipe.posterior).terms)
+    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model.kinematics, (seen.conf > 0).sum(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +240,11 @@ class _Output:
     gap: Tensor
     status: Tensor
     steps: Tensor
+    apart: Tensor
+    points_sd: Tensor
+    depth_sd: Tensor
+    expected: Tensor
+    weakest: list[str]
     terms: dict[str, Tensor]
 
     @classmethod
@@ -232,9 +258,21 @@ class _Output:
         )
         energy = torch.full((n,), nan, dtype=like.dtype)
         status = torch.full((n,), int(Status.FAILED))
-        return cls(state, energy, energy.clone(), status, torch.zeros(n, dtype=torch.int64), {})
+        return cls(
+            state=state,
+            energy=energy,
+            gap=energy.clone(),
+            status=status,
+            steps=torch.zeros(n, dtype=torch.int64),
+            apart=energy.clone(),
+            points_sd=torch.full((n, 21, 3), nan, dtype=like.dtype),
+            depth_sd=energy.clone(),
+            expected=energy.clone(),
+            weakest=[""] * n,
+            terms={},
+        )
 
-    def put(self, at: Tensor, best: Best, parts: Mapping[str, Tensor]) -> None:
+    def put(self, at: Tensor, best: Best, ends: Finish, kinematics: Kinematics, n_points: Tensor) -> None:
         """Take over the finite solutions; the rest keep NaN and the status "failed"."""
         solution = best.solution
         good = torch.isfinite(solution.energy) & torch.isfinite(solution.state.rotations).flatten(1).all(1)
@@ -249,11 +287,20 @@ class _Output:
             (self.energy, solution.energy),
             (self.gap, best.gap),
             (self.steps, solution.steps),
+            (self.apart, best.apart),
         ):
             into[rows] = value[good].cpu()
         ended = torch.where(solution.converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         self.status[rows] = ended[good].cpu()
-        for name, value in parts.items():
+        if ends.spread is not None:
+            points = kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
+            trust = judge(ends.spread, points, ends.terms, n_points, best.gap, best.apart)
+            self.points_sd[rows] = trust.points_sd[good].cpu()
+            self.depth_sd[rows] = trust.depth_sd[good].cpu()
+            self.expected[rows] = trust.expected_error[good].cpu()
+            for row, text, fine in zip(at.tolist(), trust.weakest, keep.tolist(), strict=True):
+                self.weakest[row] = text if fine else ""
+        for name, value in ends.terms.items():
             column = self.terms.setdefault(name, torch.full_like(self.energy, float("nan")))
             column[rows] = value[good].cpu()
 
@@ -262,24 +309,38 @@ def _result(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Re
     dtype = out.energy.dtype
     root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
     joints = torch.full((len(keypoints), 21, 3), float("nan"), dtype=dtype)
+    meant = joints.clone()
     for model, rows in models.split(keypoints.is_right):
         kinematics = model.plain
         state = out.state.select(rows)
         root_offset[rows] = kinematics.root_offset(state.betas)
         joints[rows] = kinematics.points(state.rotations, state.betas, state.root)
+        layout = kinematics.with_offsets(model.kinematics.offsets)
+        meant[rows] = layout.points(state.rotations, state.betas, state.root)
     canonical = HandParams.from_rotation_matrices(out.state.rotations, out.state.betas, out.state.root - root_offset)
     mirrored = canonical.mirrored()
     side = keypoints.is_right[:, None]
     params = HandParams(*(torch.where(side, a, b) for a, b in zip(canonical.tensors(), mirrored.tensors(), strict=True)))
     sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
-    joints = torch.stack([joints[..., 0] * sign[:, None], joints[..., 1], joints[..., 2]], -1)
+    mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
+    joints, meant = joints * mirror, meant * mirror
     factor = out.state.log_focal.double().exp().nan_to_num(1.0)
     used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
-    fit_2d = used.project(joints.double())
+    fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
+    relative = rms / keypoints.box_size().clamp(min=1e-9)
+    against = reasons_against(out.terms, params.betas, recipe.limits_sigma_deg, relative, out.gap, out.apart)
+    usable = (out.status == Status.CONVERGED) | (out.status == Status.MAX_STEPS)
     return FitResult(
         params=params,
         joints=joints,
+        keypoints_3d=meant,
+        keypoints_3d_sd=out.points_sd,
+        depth_sd=out.depth_sd,
+        expected_error_mm=1000 * out.expected,
+        weakest=tuple(out.weakest),
+        doubts=tuple("; ".join(reasons) for reasons in against),
+        plausible=usable & torch.tensor([not reasons for reasons in against], dtype=torch.bool),
         keypoints=keypoints,
         camera=used,
         keypoints_2d_fit=fit_2d,

@@ -118,6 +118,9 @@ def _plane_pose(points: Tensor, rays: Tensor, weight: Tensor) -> tuple[Tensor, T
         r2 = torch.nn.functional.normalize(r2, dim=-1)
         both.append(torch.stack([r1, r2, torch.linalg.cross(r1, r2)], -1) @ axes.mT)
     rotation = torch.stack(both, 1)
+    # One point, or all in one place, say nothing about the orientation; the model's own is as good as any.
+    blank = torch.linalg.det(rotation) < 0.5
+    rotation = torch.where(blank[..., None, None], torch.eye(3).to(rays), rotation)
     depth = 1 / s1
     ahead = torch.stack([torch.zeros_like(depth), torch.zeros_like(depth), depth], -1)
     root = ahead[:, None] - (rotation @ middle[:, None, :, None])[..., 0]

@@ -23,8 +23,8 @@ from handloop.hand.model import Hand
 CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
 """MANO joints of thumb, index, middle, ring, pinky, base first."""
 
-STARTING_JOINT = (0, 13, 14, 15, 15, 1, 2, 3, 3, 4, 5, 6, 6, 10, 11, 12, 12, 7, 8, 9, 9)
-"""MANO joint whose frame starts at each canonical point: the wrist's, the finger joints' own, the distal one at tips."""
+STARTING_JOINT = (0, *(joint for base, middle, distal in CHAINS for joint in (base, middle, distal, distal)))
+"""MANO joint whose frame starts at each canonical point: the wrist's, the finger joints' own, the distal at tips."""
 
 N_ROT = 48
 N_COLUMNS = 61
@@ -143,8 +143,8 @@ class Kinematics:
             added = turned * self._scale(betas)[:, None, None]
             for p, start in enumerate(STARTING_JOINT):
                 finger = (p - 1) // 4
-                chain = () if p == 0 else CHAINS[finger][: CHAINS[finger].index(start) + 1]
-                for k in (0, *chain):
+                own = () if p == 0 else CHAINS[finger][: CHAINS[finger].index(start) + 1]
+                for k in (0, *own):
                     jac[:, p, :, 3 * k : 3 * k + 3] += _turn(fwd.world[:, k], added[:, p])
             jac[..., N_ROT : N_ROT + 10] += turned[..., None] * self.scale_dirs()
         return fwd.points, jac

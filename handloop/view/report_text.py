@@ -35,9 +35,10 @@ HELP = {
     "energy": "what the fit minimised, in half squared sigmas",
     "hypothesis_gap": "energy of the best different solution minus this one's; small means ambiguous",
     "points": "input points that are not missing, of 21",
-    "expected_error_mm": "expected distance of the fitted joints from the true ones, mm",
+    "expected_error_mm": "expected mean distance of the joints from the true ones after alignment, mm",
     "depth_sd": "standard deviation of the hand's distance from the camera, m",
-    "plausible": "whether the pose keeps to what hands can do",
+    "plausible": "yes where nothing speaks against the fit; see doubts",
+    "doubts": "what speaks against the fit",
     "weakest": "the direction the input determines least",
 }
 """What a column means; `write_report` shows others under their own name."""

@@ -96,9 +96,7 @@ def spread_model() -> FitModel:
     """The embedded hand with skinning weights on all joints and dense blend shapes, as licensed models have."""
     rng = np.random.default_rng(5)
     right = embedded_hand().right
-    hand = replace(
-        right, posedirs=rng.normal(0, 0.003, (778, 3, 135)), weights=rng.dirichlet(0.3 * np.ones(16), 778)
-    )
+    hand = replace(right, posedirs=rng.normal(0, 0.003, (778, 3, 135)), weights=rng.dirichlet(0.3 * np.ones(16), 778))
     return FitModel.of(hand, F64, "cpu")
 
 
@@ -131,8 +129,7 @@ def increment_derivative(function: Callable[[HandState], Tensor], state: HandSta
         return function(state.retract(delta))
 
     columns = [
-        (8 * (at(c, step) - at(c, -step)) - (at(c, 2 * step) - at(c, -2 * step))) / (12 * step)
-        for c in range(N_PARAMS)
+        (8 * (at(c, step) - at(c, -step)) - (at(c, 2 * step) - at(c, -2 * step))) / (12 * step) for c in range(N_PARAMS)
     ]
     return torch.stack(columns, -1)
 

@@ -31,7 +31,7 @@ def relative(points: Tensor) -> Tensor:
 
 def test_recovers_the_truth_from_nearby(model: FitModel, synthetic: Callable[..., Any]) -> None:
     """Exact keypoints, a noise model of 0.1 px, shape given, 0.05 rad and 5 mm off: 99 % end within 1 mm."""
-    n = 400
+    n = 1200
     hands = synthetic(n, 11)
     g = torch.Generator().manual_seed(0)
     spin = torch.nn.functional.normalize(torch.randn(n, 16, 3, dtype=F64, generator=g), dim=-1) * 0.05

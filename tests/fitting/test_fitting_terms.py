@@ -19,8 +19,6 @@ F64 = torch.float64
 N = 100
 
 
-
-
 def observations(model: FitModel, state: HandState, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keypoints some px off the projection, 1/sigma with some missing, focal lengths and principal points."""
     g = torch.Generator().manual_seed(seed)
@@ -313,9 +311,7 @@ def test_auto_term(model: FitModel, hard_state: HandState, posed: PosedHand, der
     some = hard_state.select(torch.arange(0, N, 6))
     few = plain.select(torch.arange(0, N, 6))
     jac = dense(few.linearise(PosedHand.of(model.kinematics, some, jacobian=True)))
-    expected = derivative(
-        lambda s: few.linearise(PosedHand.of(model.kinematics, s, jacobian=False)).value, some, 1e-4
-    )
+    expected = derivative(lambda s: few.linearise(PosedHand.of(model.kinematics, s, jacobian=False)).value, some, 1e-4)
     assert bool(torch.isfinite(dense(plain.linearise(posed))).all())
     error = (jac - expected).abs().amax((1, 2)) / expected.abs().amax((1, 2))
     assert float(error.max()) < 1e-6
@@ -407,9 +403,7 @@ def test_retract_never_puts_the_wrist_behind_the_camera(hard_state: HandState) -
     assert bool((hard_state.retract(delta).root[:, 2] > 0).all())
 
 
-def test_posed_hand_jacobians(
-    model: FitModel, hard_state: HandState, posed: PosedHand, numeric: Differences
-) -> None:
+def test_posed_hand_jacobians(model: FitModel, hard_state: HandState, posed: PosedHand, numeric: Differences) -> None:
     """Points and axis-angle by the increments, bearing and log depth included."""
     assert posed.points_jacobian is not None and posed.pose_jacobian is not None
     bare = PosedHand.of(model.kinematics, hard_state, jacobian=False)

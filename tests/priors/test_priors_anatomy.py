@@ -82,9 +82,7 @@ def test_positive_flexion_brings_the_fingertip_towards_the_palm(
     joint = CHAINS[finger][depth]
     angles = torch.zeros(2, 15, 3, dtype=F64)
     angles[1, joint - 1, 0] = np.deg2rad(20)
-    rotations = torch.cat(
-        [torch.eye(3, dtype=F64).expand(2, 1, 3, 3), rotations_from_angles(angles, axes)], 1
-    )
+    rotations = torch.cat([torch.eye(3, dtype=F64).expand(2, 1, 3, 3), rotations_from_angles(angles, axes)], 1)
     kinematics = Kinematics.from_hand(hand)
     points = kinematics.points(rotations, torch.zeros(2, 10, dtype=F64), torch.zeros(2, 3, dtype=F64))
     moved = (points[1] - points[0])[4 + 4 * finger].numpy()

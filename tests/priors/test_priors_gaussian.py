@@ -84,9 +84,7 @@ def test_floor_keeps_unmoved_directions_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_a_hand_does_not_depend_on_its_batch(
-    poses: np.ndarray, prior: GaussianPosePrior, dtype: torch.dtype
-) -> None:
+def test_a_hand_does_not_depend_on_its_batch(poses: np.ndarray, prior: GaussianPosePrior, dtype: torch.dtype) -> None:
     some = torch.tensor(poses[:101], dtype=dtype)
     white = prior.whiten(some)
     assert white.dtype == dtype

@@ -1,0 +1,112 @@
+"""How far a fit can be trusted: standard deviations, the weakest direction, an expected error, a verdict with reasons.
+
+All from the Laplace posterior at the solution (its factor B, see `solver.Finish`), the runner-up solution and the parts
+of the energy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.joints import FINGERS
+
+INFLATION = 1.07
+"""Factor on the posterior's standard deviations. The Laplace approximation is overconfident where modes are curved or
+several; this one number was fitted on synthetic hands drawn from the priors (benchmarks/coverage.py)."""
+
+_CHI2_45_999 = 80.1
+"""99.9 % of hands have a squared Mahalanobis distance below this (chi-squared with 45 degrees of freedom)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """B verdicts."""
+
+    points_sd: Tensor
+    """(B, 21, 3) m, per point and camera axis."""
+    depth_sd: Tensor
+    """(B,) m, of the hand's mean distance."""
+    expected_error: Tensor
+    """(B,) m, expected mean joint error after similarity alignment (PA-MPJPE)."""
+    weakest: tuple[str, ...]
+    """B texts: the least determined directions, worst first."""
+
+
+def judge(spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_points: Tensor, gap: Tensor, apart: Tensor) -> Trust:
+    """Sum up a posterior.
+
+    Args:
+        spread: (B, 21, 3, 62) factor of the covariance, m.
+        points: (B, 21, 3) m, the fitted points.
+        terms: (B,) energies by term.
+        n_points: (B,) visible keypoints.
+        gap: (B,) energy of the runner-up minus the best, inf without one.
+        apart: (B,) m, mean distance of the runner-up's points, wrist on wrist, 0 without one.
+    """
+    sd = INFLATION * spread.square().sum(-1).sqrt()
+    mean = spread.mean(1)
+    depth_sd = INFLATION * mean[:, 2].square().sum(-1).sqrt()
+    posterior = INFLATION * _aligned_rms(spread, points)
+    # Residuals larger than the noise model mean that model and data differ: Birge's ratio widens the posterior.
+    freedom = (2 * n_points - 6).clamp(min=2).to(posterior)
+    birge = (2 * terms["reprojection"] / freedom).clamp(min=1.0).sqrt()
+    # The mean of a 3D distance is 0.92 of its root mean square.
+    within = 0.92 * posterior * birge
+    odds = torch.sigmoid(-gap)
+    expected = ((1 - odds) * within.square() + odds * (within.square() + apart.square())).sqrt()
+    return Trust(sd, depth_sd, expected, _weakest(spread))
+
+
+def _aligned_rms(spread: Tensor, points: Tensor) -> Tensor:
+    """(B,) root mean square of the points' sd over the 21 points, without what a similarity transform can take up."""
+    centred = points - points.mean(1, keepdim=True)
+    total = spread.square().sum((1, 2, 3))
+    shift = 21 * spread.mean(1).square().sum((1, 2))
+    moved = spread - spread.mean(1, keepdim=True)
+    scale = (centred[..., None] * moved).sum((1, 2)).square().sum(1) / centred.square().sum((1, 2))
+    turn = torch.linalg.cross(centred[..., None].expand_as(moved), moved, dim=2).sum(1)
+    inertia = centred.square().sum((1, 2))[:, None, None] * torch.eye(3).to(points) - centred.mT @ centred
+    ridge = 1e-9 * torch.eye(3).to(points)
+    turned = (turn * torch.linalg.solve(inertia + ridge, turn)).sum((1, 2))
+    return ((total - shift - scale - turned).clamp(min=0) / 21).sqrt()
+
+
+def _weakest(spread: Tensor) -> tuple[str, ...]:
+    names = ["distance along the viewing ray", "tilt of the palm"]
+    directions = [spread.mean(1)[:, 2], spread[:, 9, 2] - spread[:, 0, 2]]
+    sizes = [d.square().sum(-1) for d in directions]
+    for f, finger in enumerate(FINGERS):
+        names.append(f"curl of the {finger}" if finger in ("thumb", "pinky") else f"curl of the {finger} finger")
+        sizes.append((spread[:, 4 + 4 * f] - spread[:, 1 + 4 * f]).square().sum((1, 2)))
+    order = torch.stack(sizes, 1).nan_to_num(0.0).argsort(dim=1, descending=True)[:, :2].tolist()
+    return tuple(f"{names[a]}, then {names[b]}" for a, b in order)
+
+
+def reasons_against(
+    terms: dict[str, Tensor], betas: Tensor, limits_sigma_deg: float, relative_rms: Tensor, gap: Tensor, apart: Tensor
+) -> list[list[str]]:
+    """What speaks against each of B fits; empty lists for plausible ones.
+
+    Args:
+        terms: (B,) energies by term.
+        betas: (B, 10).
+        limits_sigma_deg: softness of the limits, to turn their energy into degrees.
+        relative_rms: (B,) reprojection error over the hand's box.
+        gap, apart: as in `judge`.
+    """
+    beyond = (2 * terms["limits"]).sqrt() * limits_sigma_deg
+    checks = (
+        (2 * terms["pose_prior"] > _CHI2_45_999, "the pose is unlike any the model knows"),
+        (beyond > 15, "joints are bent beyond their limits"),
+        (betas.abs().amax(1) > 3, "the shape is an outlier"),
+        (relative_rms > 0.05, "the joints miss the keypoints"),
+        ((gap < 1) & (apart > 0.015), "another pose explains the keypoints as well"),
+    )
+    out: list[list[str]] = [[] for _ in range(len(betas))]
+    for mask, text in checks:
+        for i in mask.nonzero()[:, 0].tolist():
+            out[i].append(text)
+    return out

@@ -1,0 +1,49 @@
+"""Recipes: the named ones, and what a wrong setting says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from handloop.core.errors import InputError
+from handloop.fitting.recipes import RECIPES, Recipe
+
+
+def test_names() -> None:
+    assert {"default", "fast", "careful"} <= set(RECIPES)
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+    assert RECIPES["default"] == Recipe()
+
+
+def test_recipes_cannot_be_changed_in_place() -> None:
+    with pytest.raises(FrozenInstanceError):
+        RECIPES["default"].noise_px = 1.0  # type: ignore[misc]
+
+
+def test_more_care_costs_more() -> None:
+    fast, default, careful = (RECIPES[name] for name in ("fast", "default", "careful"))
+    assert fast.seeds < default.seeds < careful.seeds
+    assert fast.solver.max_steps < default.solver.max_steps < careful.solver.max_steps
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"noise_px": 0.0}, "noise_px is 0.0, expected a positive number."),
+        ({"noise_px": float("nan")}, "noise_px is nan, expected a positive number."),
+        ({"robust": -1.0}, "robust is -1.0, expected a positive number."),
+        ({"limits_sigma_deg": 0}, "limits_sigma_deg is 0, expected a positive number."),
+        ({"shape_sigma": 0.0}, "shape_sigma is 0.0, expected a positive number."),
+        ({"length_sigma_mm": 0.0}, "length_sigma_mm is 0.0, expected a positive number."),
+        ({"joint_noise": (1.0,) * 20}, "joint_noise must be 21 positive numbers in OpenPose order."),
+        ({"joint_noise": (0.0,) + (1.0,) * 20}, "joint_noise must be 21 positive numbers in OpenPose order."),
+        ({"seeds": 0}, "seeds is 0, expected 1 to 6."),
+        ({"seeds": 7}, "seeds is 7, expected 1 to 6."),
+        ({"fixed": ("pose", "hand")}, "fixed names ['hand'], expected any of pose, orient, betas, root."),
+    ],
+)
+def test_errors(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        replace(Recipe(), **setting)  # type: ignore[arg-type]

@@ -89,8 +89,7 @@ def energy_excess(models: HandModels, truth: Truth, recipe: Recipe) -> Tensor:
     """(n,) how much lower the energy gets from the true pose, as a share of the recipe's own result."""
     model = models.right
     result = fit(truth.uv, K, hand=models.pair, recipe=recipe, device="cpu")
-    box = truth.uv.amax(1) - truth.uv.amin(1)
-    seen = sight(truth.uv, recipe.noise_px * box.amax(1) / 224, recipe.robust)
+    seen = sight(truth.uv, recipe.noise_px * result.keypoints.box_size() / 224, recipe.robust)
     limits = Limits(model.limits, recipe.limits_sigma_deg)
     terms: list[Term] = [seen, PosePrior(model.pose_prior), limits, Shape(recipe.shape_sigma)]
     free = torch.ones(62, dtype=torch.bool)

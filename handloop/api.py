@@ -66,7 +66,10 @@ def fit(
         camera = Camera.from_matrix(K, n)
     length = None
     if hand_length_mm is not None:
-        length = torch.as_tensor(hand_length_mm, dtype=torch.float64).expand(n) / 1000
+        length = torch.as_tensor(hand_length_mm, dtype=torch.float64) / 1000
+        if length.shape not in ((), (n,)):
+            raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
+        length = length.expand(n)
         if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
             raise InputError(
                 "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."

@@ -1,4 +1,4 @@
-"""The command line: `handloop fit`, `handloop doctor`.
+"""The command line: `handloop fit`, `handloop limits`, `handloop eval`, `handloop export`, `handloop doctor`.
 
 Only light imports at the top: `handloop --help` must not wait for torch.
 """
@@ -64,6 +64,62 @@ class FitCommand:
 
 
 @dataclass(frozen=True)
+class LimitsCommand:
+    """Learn biomechanical limits (bone lengths, palm, joint angles) from 3D hands, print them and write a JSON file."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """npz with joints_3d (N, 21, 3) and is_right (N,), or a results.npz; at least 60 hands."""
+    out: Path
+    """JSON file for the limits."""
+    trim: float = 0.005
+    """Share of the hands left out at each end of every range, 0 to 0.2."""
+    hand: Literal["right", "left"] | None = None
+    """Side of every hand, where the file does not say or is wrong."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Compare results with known 3D joints and print the errors; docs/evaluation.md explains the numbers."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """results.npz, or the folder that holds it."""
+    truth: Annotated[Path, tyro.conf.Positional]
+    """npz with joints_3d (N, 21, 3) in m, or FreiHAND's training_xyz.json or its folder."""
+    out: Path | None = None
+    """Folder for eval.json, eval_hands.csv and eval_curves.html; without it the numbers are only printed."""
+    joint_definition: Literal["skinning", "regressed"] = "skinning"
+    """skinning compares keypoints_3d of the results; regressed compares joints regressed from the mesh (FreiHAND)."""
+    tip_set: Literal["smplx", "freihand", "manopth", "manopth-left", "ho3d", "contactpose", "728"] | None = None
+    """Take the fingertips from these vertices of the mesh instead."""
+    mano: str | None = None
+    """MANO file or folder that was fitted, for meshes. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+    vertices: bool = True
+    """Compare meshes, too, where the truth has them."""
+    seed: int = 0
+    """Of the bootstrap intervals."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write results in the form that the servers of FreiHAND and HO-3D take."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """results.npz, or the folder that holds it."""
+    format: Literal["freihand", "ho3d"]
+    """Whose server: axes, joint order, joint definition and fingertips follow."""
+    out: Path
+    """A .zip file with pred.json in it, or the .json alone."""
+    order: Path | None = None
+    """Text file with one id per line, the pictures in the server's order; hands not in the results become zeros."""
+    joint_definition: Literal["skinning", "regressed"] | None = None
+    """Another definition of the joints than the data set's own (FreiHAND regressed, HO-3D skinning)."""
+    tip_set: Literal["smplx", "freihand", "manopth", "manopth-left", "ho3d", "contactpose", "728"] | None = None
+    """Other fingertip vertices than the data set's own."""
+    mano: str | None = None
+    """The MANO file or folder that was fitted. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -79,7 +135,14 @@ class VersionCommand:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 all fitted, 1 something failed, 2 wrong usage)."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"fit": FitCommand, "doctor": DoctorCommand, "version": VersionCommand},
+        {
+            "fit": FitCommand,
+            "limits": LimitsCommand,
+            "eval": EvalCommand,
+            "export": ExportCommand,
+            "doctor": DoctorCommand,
+            "version": VersionCommand,
+        },
         prog="handloop",
         description="Fit MANO hands to 2D keypoints.",
         args=argv,
@@ -94,6 +157,18 @@ def main(argv: list[str] | None = None) -> int:
             from handloop.doctor import run_doctor
 
             return run_doctor(command.mano)
+        if isinstance(command, EvalCommand):
+            from handloop.evaluation_job import run_eval
+
+            return run_eval(command)
+        if isinstance(command, ExportCommand):
+            from handloop.evaluation_job import run_export
+
+            return run_export(command)
+        if isinstance(command, LimitsCommand):
+            from handloop.limits import run_limits
+
+            return run_limits(command)
         from handloop.job import run_fit
 
         return run_fit(command)

@@ -128,7 +128,7 @@ def test_wrong_shapes_are_refused(points: np.ndarray) -> None:
         fit(points, handloop.Camera.from_matrix(K, 2), device="cpu")
     with pytest.raises(InputError, match=r"^is_right has shape \(2,\), expected \(3\)\.$"):
         fit(points, K, is_right=np.array([True, False]), device="cpu")
-    with pytest.raises(InputError, match="hand_length"):
+    with pytest.raises(InputError, match=r"^hand_length_mm has shape \(2,\), expected one number or \(3,\)\.$"):
         fit(points, K, hand_length_mm=[190.0, 180.0], device="cpu")
 
 

@@ -211,6 +211,10 @@ def fit_keypoints(
             at = rows[start : start + chunk]
             length = None if hand_length is None else hand_length[at]
             _fit_chunk(model, keypoints.select(at), camera.select(at), recipe, length, at, out)
+    if not out.terms:
+        # Not one hand could be fitted; the result still names every term, as the other parts of a run do.
+        none = torch.zeros(0, dtype=torch.int64)
+        _fit_chunk(models.right, keypoints.select(none), camera.select(none), recipe, None, none, out)
     return _result(models, keypoints, camera, recipe, out)
 
 

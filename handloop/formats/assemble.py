@@ -56,7 +56,7 @@ def assemble(files: list[tuple[FoundFile, FileHands]], options: ReadOptions, not
     return Assembled(
         keypoints,
         _camera(rows, keypoints),
-        _truth(rows, notes),
+        _truth(rows),
         tuple(problems),
         len(files) - with_hands,
         empty,
@@ -170,13 +170,12 @@ def _camera(rows: Rows, keypoints: Keypoints) -> Camera | None:
     return Camera(focal, princpt, torch.from_numpy(dist) if dist.any() else None, known)
 
 
-def _truth(rows: Rows, notes: Notes) -> torch.Tensor | None:
+def _truth(rows: Rows) -> torch.Tensor | None:
     """(N, 21, 3) m where every hand's file gave it."""
     have = rows.per_file([hands.truth is not None for _, hands in rows.files])
     if not have.any():
         return None
     if not have.all():
-        notes.add(f"true joints are given for {int(have.sum())} of {len(have)} hands and were left aside.")
         return None
     joints = [rows.files[f][1].truth for f in rows.file.tolist()]
     picked = [j[r] for j, r in zip(joints, rows.row.tolist(), strict=True) if j is not None]

@@ -51,6 +51,13 @@ def _result(dist: bool = False) -> FitResult:
     return FitResult(
         params=HandParams(*(torch.where(bad[:, None], torch.nan, a) for a in arrays)),
         joints=torch.from_numpy(rng.normal(size=(5, 21, 3))),
+        keypoints_3d=torch.from_numpy(rng.normal(size=(5, 21, 3))),
+        keypoints_3d_sd=torch.from_numpy(rng.uniform(size=(5, 21, 3))),
+        depth_sd=torch.from_numpy(rng.uniform(size=5)),
+        expected_error_mm=torch.from_numpy(rng.uniform(size=5)),
+        weakest=("distance", "", "", "tilt, then curl", ""),
+        plausible=torch.tensor([True, False, False, True, False]),
+        doubts=("", "far off", "", "", ""),
         keypoints=keypoints,
         camera=Camera(
             torch.full((5, 2), 600.0, dtype=F64),
@@ -96,7 +103,12 @@ def test_file_holds_what_the_result_holds(tmp_path: Path) -> None:
         "transl": result.params.transl,
         "is_right": kp.is_right,
         "joints": result.joints,
-        "keypoints_3d": result.joints,
+        "keypoints_3d": result.keypoints_3d,
+        "keypoints_3d_sd": result.keypoints_3d_sd,
+        "joints_sd": result.keypoints_3d_sd,
+        "depth_sd": result.depth_sd,
+        "expected_error_mm": result.expected_error_mm,
+        "plausible": result.plausible,
         "keypoints_2d_fit": result.keypoints_2d_fit,
         "focal_length": result.camera.focal,
         "princpt": result.camera.princpt,
@@ -121,7 +133,9 @@ def test_file_holds_what_the_result_holds(tmp_path: Path) -> None:
     assert data["id"].tolist() == ["a", "b", "c", "déjà", "e"]
     assert data["source"].tolist() == ["x.json"] * 5 and data["image"].tolist() == [""] * 5
     assert str(data["recipe"]) == "standard" and str(data["version"]) == "0"
-    assert set(data) == {*expected, "keypoints_2d", "id", "source", "image", "recipe", "version"}
+    assert tuple(data["weakest"].tolist()) == result.weakest and tuple(data["doubts"].tolist()) == result.doubts
+    texts = {"id", "source", "image", "recipe", "version", "weakest", "doubts"}
+    assert set(data) == {*expected, *texts, "keypoints_2d"}
 
 
 def test_without_a_lens_there_is_no_distortion_key() -> None:
@@ -172,7 +186,10 @@ def test_summary_against_numpy(tmp_path: Path) -> None:
     relative = np.median(np.array([1.0, 4.0, 2.0]) / boxes)
     assert got.pop("rms_relative_to_box_median") == pytest.approx(relative, rel=1e-12)
     assert got.pop("rms_px_p90") == pytest.approx(np.quantile([1.0, 4.0, 2.0], 0.9), rel=1e-12)
+    expected = np.median(result.expected_error_mm.numpy()[fitted])
+    assert got.pop("expected_error_mm_median") == pytest.approx(expected, rel=1e-12)
     assert got == {
+        "plausible": 2,
         "hands": 5,
         "fitted": 3,
         "left": 3,

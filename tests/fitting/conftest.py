@@ -58,7 +58,7 @@ class Synthetic:
         return Camera(torch.full((n, 2), FOCAL, dtype=F64), torch.tensor(CENTRE, dtype=F64).repeat(n, 1))
 
     @property
-    def K(self) -> list[list[float]]:  # noqa: N802
+    def K(self) -> list[list[float]]:
         return [[FOCAL, 0.0, CENTRE[0]], [0.0, FOCAL, CENTRE[1]], [0.0, 0.0, 1.0]]
 
 
@@ -120,24 +120,45 @@ def hard_state(synthetic: Callable[..., Synthetic]) -> HandState:
     return HandState(rotations, betas, root, 0.1 * torch.randn(100, dtype=F64, generator=g))
 
 
-def increment_derivative(function: Callable[[HandState], Tensor], state: HandState, step: float) -> Tensor:
-    """(B, R, 62) derivative of (B, R) values by the increments of `retract`, by fourth-order differences."""
+def increment_derivative(
+    function: Callable[[HandState, Tensor], Tensor], state: HandState, step: float, together: int
+) -> Tensor:
+    """(B, R, 62) derivative of values by the increments of `retract`, by fourth-order differences.
 
-    def at(column: int, by: float) -> Tensor:
-        delta = state.betas.new_zeros(len(state), N_PARAMS)
-        delta[:, column] = by
-        return function(state.retract(delta))
-
-    columns = [
-        (8 * (at(c, step) - at(c, -step)) - (at(c, 2 * step) - at(c, -2 * step))) / (12 * step) for c in range(N_PARAMS)
-    ]
-    return torch.stack(columns, -1)
+    `function` maps moved states and the hands (integer index) they belong to, to (n, R) values; it is called for many
+    increments at a time, because small tensors are slow; with `together` 0, for one moved state of all hands at a time.
+    """
+    n = len(state)
+    factors = torch.tensor([8.0, -8.0, -1.0, 1.0], dtype=F64) / (12 * step)
+    steps = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=F64) * step
+    columns = []
+    for first in range(0, N_PARAMS, together or 16):
+        some = torch.arange(first, min(first + (together or 16), N_PARAMS))
+        delta = torch.zeros(len(some), 4, n, N_PARAMS, dtype=F64)
+        for i, column in enumerate(some.tolist()):
+            delta[i, :, :, column] = steps[:, None]
+        rows = torch.arange(n).repeat(4 * len(some))
+        moved = state.select(rows).retract(delta.flatten(0, 2))
+        if together:
+            values = function(moved, rows)
+        else:
+            each = torch.arange(n)
+            values = torch.cat([function(moved.select(each + k * n), each) for k in range(4 * len(some))])
+        values = values.reshape(len(some), 4, n, -1) * factors[:, None, None]
+        columns.append((values[:, 0] + values[:, 1]) + (values[:, 2] + values[:, 3]))
+    return torch.cat(columns).permute(1, 2, 0)
 
 
 @pytest.fixture(scope="session")
 def derivative() -> Callable[..., Tensor]:
-    """`derivative(function, state, step)`, see `increment_derivative`."""
-    return lambda function, state, step=1e-3: increment_derivative(function, state, step)
+    """`derivative(function, state, step)` for functions of a state of as many hands; see `increment_derivative`."""
+    return lambda function, state, step=1e-3: increment_derivative(lambda s, _: function(s), state, step, 0)
+
+
+@pytest.fixture(scope="session")
+def derivative_by_rows() -> Callable[..., Tensor]:
+    """`derivative_by_rows(function, state, step)` for functions of many states and whose they are."""
+    return lambda function, state, step=1e-3: increment_derivative(function, state, step, 16)
 
 
 @pytest.fixture(scope="session")

@@ -123,10 +123,10 @@ def nothing(posed: PosedHand) -> Tensor:
 def test_nor_with_the_tensor_engine(seeds: int, noisy: np.ndarray) -> None:
     """A term of the caller's takes the fit to the torch engine."""
     recipe = Recipe(seeds=seeds, extra_terms=(AutoTerm("nothing", nothing),))
-    few = list(range(8))
+    few = list(range(5))
     whole = fit(noisy[few], K, is_right=SIDES[few], recipe=recipe, device="cpu")
     assert "nothing" in whole.energy_terms
-    for at in ([0], [6, 1], few[::-1]):
+    for at in ([0], few[::-1]):
         some = fit(noisy[at], K, is_right=SIDES[at], recipe=recipe, device="cpu")
         assert_same_bits(some, whole, torch.tensor(at))
 
@@ -370,8 +370,8 @@ def pinch(posed: PosedHand, wanted: Tensor) -> Tensor:
 
 
 def test_a_term_of_the_callers_changes_the_fit(whole: FitResult, noisy: np.ndarray) -> None:
-    few = list(range(8))
-    wanted = torch.linspace(0.03, 0.06, 8, dtype=F64)
+    few = list(range(5))
+    wanted = torch.linspace(0.03, 0.06, 5, dtype=F64)
     term = AutoTerm("pinch", pinch, (wanted,))
     result = fit(noisy[few], K, is_right=SIDES[few], recipe=Recipe(extra_terms=(term,)), device="cpu")
     gap = (result.joints[:, 4] - result.joints[:, 8]).norm(dim=1)
@@ -384,10 +384,11 @@ def test_a_term_of_the_callers_changes_the_fit(whole: FitResult, noisy: np.ndarr
 def test_the_two_engines_agree(whole: FitResult, noisy: np.ndarray) -> None:
     """A term that is always zero brings the torch engine to the same problem."""
     recipe = Recipe(extra_terms=(AutoTerm("nothing", nothing),))
-    other = fit(noisy, K, is_right=SIDES, recipe=recipe, device="cpu")
-    close = (other.energy - whole.energy).abs() <= 1e-4 * whole.energy.clamp(min=1.0)
+    few = list(range(12))
+    other = fit(noisy[few], K, is_right=SIDES[few], recipe=recipe, device="cpu")
+    close = (other.energy - whole.energy[few]).abs() <= 1e-4 * whole.energy[few].clamp(min=1.0)
     assert float(close.double().mean()) >= 0.9
-    assert float(((other.joints - whole.joints).norm(dim=-1).mean(1) < 1e-3).double().mean()) >= 0.9
+    assert float(((other.joints - whole.joints[few]).norm(dim=-1).mean(1) < 1e-3).double().mean()) >= 0.9
 
 
 def test_keypoints_objects_say_side_and_size_themselves(whole: FitResult, noisy: np.ndarray) -> None:

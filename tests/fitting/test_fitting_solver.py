@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from handloop.core.terms import BETAS, AutoTerm, GemanMcClure, HandState, PosedHand, Term
+from handloop.core.terms import BETAS, AutoTerm, Cauchy, GemanMcClure, HandState, PosedHand, Term
 from handloop.fitting.problem import FitModel
-from handloop.fitting.solver import SolverOptions, energies, solve
-from handloop.fitting.terms import DepthPrior, FocalPrior, Limits, PosePrior, Reprojection, Shape, Size
+from handloop.fitting.solver import SolverOptions, finish, solve
+from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 
 F64 = torch.float64
 ALL = torch.arange(62) < 61
@@ -32,6 +32,8 @@ class Problem:
 
     terms: list[Term]
     start: HandState
+    xyz: Tensor
+    """(24, 21, 3) m, the true points."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def problem(model: FitModel, synthetic: Callable[..., Any]) -> Problem:
         Limits(model.limits, 4.0),
         Shape(),
     ]
-    return Problem(terms, hands.state.retract(0.1 * torch.randn(n, 62, dtype=F64, generator=g) * ALL))
+    return Problem(terms, hands.state.retract(0.1 * torch.randn(n, 62, dtype=F64, generator=g) * ALL), hands.points)
 
 
 def total(model: FitModel, terms: list[Term], state: HandState) -> Tensor:
@@ -96,9 +98,42 @@ def test_energy_never_rises_and_the_answer_is_a_minimum(model: FitModel, problem
 
 def test_parts_sum_to_the_energy(model: FitModel, problem: Problem) -> None:
     out = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions())
-    parts = energies(model.kinematics, problem.terms, out.state)
-    assert list(parts) == ["reprojection", "pose_prior", "limits", "shape"]
+    ends = finish(model.kinematics, problem.terms, out.state, ALL, posterior=False)
+    parts = ends.terms
+    assert ends.spread is None and list(parts) == ["reprojection", "pose_prior", "limits", "shape"]
     torch.testing.assert_close(torch.stack(list(parts.values())).sum(0), out.energy, rtol=1e-9, atol=1e-9)
+
+
+def test_posterior_is_the_inverse_of_the_curvature(
+    model: FitModel, problem: Problem, derivative_by_rows: Callable[..., Tensor]
+) -> None:
+    """Laplace: covariance of the points = J H^-1 J^T, H the sum of J^T J of the weighted residuals, by differences."""
+    free = ALL.clone()
+    free[48:50] = False
+    out = solve(model.kinematics, problem.terms, problem.start, free, SolverOptions())
+    ends = finish(model.kinematics, problem.terms, out.state, free, posterior=True)
+    assert ends.spread is not None and ends.spread.shape == (24, 21, 3, 62)
+    at = torch.arange(4)
+    state, local = out.state.select(at), [t.select(at) for t in problem.terms]
+    sight = local[0]
+    assert isinstance(sight, Reprojection)
+
+    def values(s: HandState, rows: Tensor) -> Tensor:
+        posed = PosedHand.of(model.kinematics, s, jacobian=False)
+        own = [t.select(rows) for t in (replace(sight, kernel=GemanMcClure(1e9)), *local[1:])]
+        return torch.cat([t.linearise(posed).value for t in own] + [posed.points.flatten(1)], 1)
+
+    jac = derivative_by_rows(values, state, 1e-6)
+    points = jac[:, -63:]
+    jac = jac[:, :-63]
+    sq = values(state, at)[:, :42].reshape(4, 21, 2).square().sum(-1)
+    jac[:, :42] *= (16 / (16 + sq))[..., None].expand(4, 21, 2).flatten(1)[..., None]
+    hessian = (jac.mT @ jac)[:, free][:, :, free]
+    covariance = points[..., free] @ torch.linalg.solve(hessian, points[..., free].mT)
+    ours = ends.spread[:4].flatten(1, 2)
+    ours = ours @ ours.mT
+    error = (ours - covariance).abs().amax((1, 2)) / covariance.abs().amax((1, 2))
+    assert float(error.max()) < 1e-4
 
 
 def test_a_start_at_the_optimum_stays(model: FitModel, problem: Problem) -> None:
@@ -178,7 +213,11 @@ def test_a_hand_does_not_depend_on_its_batch(
     used = spread_model if spread else model
     options = SolverOptions(max_steps)
     length = torch.full((24,), 0.19, dtype=F64)
-    terms = [*problem.terms, Size(used.hand_length, length, 0.01), DepthPrior(problem.start.root[:, 2], 0.2)]
+    terms = [
+        *problem.terms,
+        Size(used.hand_length, length, 0.01),
+        Points3d(problem.xyz, torch.full((24, 21), 100.0, dtype=F64), Cauchy(3.0)),
+    ]
     whole = solve(used.kinematics, terms, problem.start, ALL, options)
     g = torch.Generator().manual_seed(max_steps)
     groups = [torch.tensor([i]) for i in (0, 5)]

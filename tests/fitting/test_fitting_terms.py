@@ -1,4 +1,4 @@
-"""Each term: formula in plain numpy, Jacobian by differences through `retract`, batch independence; states and poses."""
+"""Each term: formula in plain numpy, Jacobian by differences through `retract`, batch independence; states too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from handloop.core.terms import AutoTerm, Cauchy, GemanMcClure, HandState, PosedHand, Residual, Term
 from handloop.fitting.problem import FitModel
-from handloop.fitting.terms import DepthPrior, FocalPrior, Limits, PosePrior, Reprojection, Shape, Size
+from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 
 F64 = torch.float64
 N = 100
@@ -33,6 +33,15 @@ def observations(model: FitModel, state: HandState, seed: int = 0) -> tuple[Tens
     return uv, inverse, focal, princpt
 
 
+def points_seen(model: FitModel, state: HandState) -> tuple[Tensor, Tensor]:
+    """3D points some mm off, and 1/sigma with half of them unknown."""
+    g = torch.Generator().manual_seed(6)
+    points = model.kinematics.points(state.rotations, state.betas, state.root)
+    inverse = 300 * torch.rand(len(state), 21, dtype=F64, generator=g)
+    inverse[torch.rand(len(state), 21, generator=g) < 0.5] = 0
+    return points + 0.008 * torch.randn(points.shape, dtype=F64, generator=g), inverse
+
+
 def make_terms(model: FitModel, state: HandState) -> dict[str, Term]:
     g = torch.Generator().manual_seed(8)
     n = len(state)
@@ -42,14 +51,14 @@ def make_terms(model: FitModel, state: HandState) -> dict[str, Term]:
         "reprojection": Reprojection(*observations(model, state), GemanMcClure(4.0)),
         "pose_prior": PosePrior(model.pose_prior),
         "limits": Limits(model.limits, 4.0),
-        "shape": Shape(0.7),
+        "shape": Shape(0.7, torch.linspace(-1, 1, 10, dtype=F64)),
         "size": Size(model.hand_length, length, 0.001),
         "focal": FocalPrior(0.2),
-        "depth": DepthPrior(0.3 + torch.rand(n, dtype=F64, generator=g), 0.25),
+        "points_3d": Points3d(*points_seen(model, state), GemanMcClure(3.0)),
     }
 
 
-NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal", "depth")
+NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal", "points_3d")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +89,8 @@ def unweighted(term: Term) -> Term:
     """A term whose kernel never weights, so that its values can be differentiated."""
     if isinstance(term, Reprojection):
         return Reprojection(term.uv, term.inverse_sigma, term.focal, term.princpt, GemanMcClure(1e9))
+    if isinstance(term, Points3d):
+        return Points3d(term.xyz, term.inverse_sigma, GemanMcClure(1e9))
     return term
 
 
@@ -172,12 +183,13 @@ def test_formulas_of_the_small_terms(
 ) -> None:
     betas = hard_state.betas.numpy()
     expected = {
-        "shape": 0.5 * np.square(betas / 0.7).sum(1),
+        "shape": 0.5 * np.square((betas - np.linspace(-1, 1, 10)) / 0.7).sum(1),
         "focal": 0.5 * np.square(hard_state.log_focal.numpy() / 0.2),
     }
-    depth = terms["depth"]
-    assert isinstance(depth, DepthPrior)
-    expected["depth"] = 0.5 * np.square(np.log(hard_state.root[:, 2].numpy() / depth.depth.numpy()) / 0.25)
+    given = terms["points_3d"]
+    assert isinstance(given, Points3d)
+    sq = np.square((posed.points - given.xyz).numpy() * given.inverse_sigma.numpy()[..., None]).sum(2)
+    expected["points_3d"] = 0.5 * (9 * sq / (9 + sq)).sum(1)
     size = terms["size"]
     assert isinstance(size, Size)
     kinematics = model.kinematics
@@ -190,6 +202,8 @@ def test_formulas_of_the_small_terms(
     for name, energy in expected.items():
         np.testing.assert_allclose(terms[name].linearise(posed).energy.numpy(), energy, rtol=1e-9, err_msg=name)
     assert bool((terms["size"].linearise(posed).energy[::3] == 0).all()), "unknown lengths cost nothing"
+    plain = Shape().linearise(posed).energy
+    torch.testing.assert_close(plain, 0.5 * hard_state.betas.square().sum(1))
 
 
 # Jacobians.
@@ -211,25 +225,25 @@ class Differences:
 
 @pytest.fixture(scope="module")
 def numeric(
-    model: FitModel, hard_state: HandState, terms: dict[str, Term], derivative: Callable[..., Tensor]
+    model: FitModel, hard_state: HandState, terms: dict[str, Term], derivative_by_rows: Callable[..., Tensor]
 ) -> Differences:
     smooth = [name for name in NAMES if name != "limits"]
 
-    def everything(state: HandState) -> Tensor:
+    def everything(state: HandState, rows: Tensor) -> Tensor:
         posed = PosedHand.of(model.kinematics, state, jacobian=False)
-        values = [unweighted(terms[name]).linearise(posed).value for name in smooth]
-        energies = [terms[name].linearise(posed).energy[:, None] for name in smooth]
+        values = [unweighted(terms[name]).select(rows).linearise(posed).value for name in smooth]
+        energies = [terms[name].select(rows).linearise(posed).energy[:, None] for name in smooth]
         return torch.cat([*values, *energies, posed.points.flatten(1), posed.pose], 1)
 
-    def limits(state: HandState) -> Tensor:
+    def limits(state: HandState, rows: Tensor) -> Tensor:
         posed = PosedHand(model.kinematics, state, points=torch.zeros(0), pose=torch.zeros(0))
-        part = terms["limits"].linearise(posed)
+        part = terms["limits"].select(rows).linearise(posed)
         return torch.cat([part.value, part.energy[:, None]], 1)
 
-    sizes = [42, 45, 10, 1, 1, 1, *[1] * len(smooth), 63, 45]
-    pieces = derivative(everything, hard_state, 1e-4).split(sizes, 1)
+    sizes = [42, 45, 10, 1, 1, 63, *[1] * len(smooth), 63, 45]
+    pieces = derivative_by_rows(everything, hard_state, 1e-4).split(sizes, 1)
     # A wide step would cross the kinks of the limits.
-    sharp = derivative(limits, hard_state, 1e-6).split([45, 1], 1)
+    sharp = derivative_by_rows(limits, hard_state, 1e-6).split([45, 1], 1)
     n = len(smooth)
     values = dict(zip(smooth, pieces[:n], strict=True)) | {"limits": sharp[0]}
     energies = {k: v[:, 0] for k, v in zip(smooth, pieces[n : 2 * n], strict=True)} | {"limits": sharp[1][:, 0]}
@@ -290,7 +304,9 @@ def test_second_witness_for_the_reprojection(model: FitModel, hard_state: HandSt
     assert float(error.max()) < 1e-9
 
 
-def test_auto_term(model: FitModel, hard_state: HandState, posed: PosedHand, derivative: Callable[..., Tensor]) -> None:
+def test_auto_term(
+    model: FitModel, hard_state: HandState, posed: PosedHand, derivative_by_rows: Callable[..., Tensor]
+) -> None:
     """Formula, kernel, Jacobian, selection and what it does when only energies are wanted."""
 
     def gaps(posed: PosedHand, wanted: Tensor, rows: Tensor) -> Tensor:
@@ -311,7 +327,11 @@ def test_auto_term(model: FitModel, hard_state: HandState, posed: PosedHand, der
     some = hard_state.select(torch.arange(0, N, 6))
     few = plain.select(torch.arange(0, N, 6))
     jac = dense(few.linearise(PosedHand.of(model.kinematics, some, jacobian=True)))
-    expected = derivative(lambda s: few.linearise(PosedHand.of(model.kinematics, s, jacobian=False)).value, some, 1e-4)
+
+    def value(state: HandState, rows: Tensor) -> Tensor:
+        return few.select(rows).linearise(PosedHand.of(model.kinematics, state, jacobian=False)).value
+
+    expected = derivative_by_rows(value, some, 1e-4)
     assert bool(torch.isfinite(dense(plain.linearise(posed))).all())
     error = (jac - expected).abs().amax((1, 2)) / expected.abs().amax((1, 2))
     assert float(error.max()) < 1e-6
@@ -360,8 +380,10 @@ def _as_float32(term: Term, model: FitModel) -> Term:
         return Limits(model.limits, term.sigma_deg)
     if isinstance(term, Size):
         return Size(model.hand_length, term.length.float(), term.sigma)
-    if isinstance(term, DepthPrior):
-        return DepthPrior(term.depth.float(), term.sigma)
+    if isinstance(term, Points3d):
+        return Points3d(term.xyz.float(), term.inverse_sigma.float(), term.kernel)
+    if isinstance(term, Shape):
+        return Shape(term.sigma, None if term.mean is None else term.mean.float())
     return term
 
 

@@ -74,6 +74,10 @@ def hand(request: pytest.FixtureRequest) -> Hand:
     return embedded_hand().right if request.param == "embedded" else spread_hand()
 
 
+OFFSETS = 0.02 * torch.randn(21, 3, dtype=F64, generator=torch.Generator().manual_seed(12))
+"""What a source's points might lie off the model's, m."""
+
+
 @pytest.fixture(scope="module")
 def poses() -> Poses:
     return make_poses()
@@ -103,6 +107,36 @@ def test_points_equal_plain_numpy(hand: Hand, poses: Poses) -> None:
     for i in range(0, N, 3):
         arrays = (t[i].numpy() for t in (poses.rotations, poses.betas, poses.root))
         np.testing.assert_allclose(ours[i].numpy(), numpy_points(hand, *arrays), atol=1e-12)
+
+
+def test_offsets_are_rigid_points_of_their_joint_that_grow_with_the_hand(hand: Hand, poses: Poses) -> None:
+    plain = Kinematics.from_hand(hand)
+    points = plain.with_offsets(OFFSETS).points(poses.rotations, poses.betas, poses.root)
+    bare = plain.points(poses.rotations, poses.betas, poses.root)
+    joints, tips = hand.joints_rest, hand.v_template[hand.tip_ids]
+    # The mean hand's relative growth in length per beta, by differences.
+    chain = np.concatenate([joints[[0, 4, 5, 6]], tips[[2]]])
+    dirs = np.concatenate([hand.joints_shapedirs[[0, 4, 5, 6]], hand.shapedirs[hand.tip_ids[[2]]]])
+
+    def length(betas: np.ndarray) -> float:
+        return float(np.linalg.norm(np.diff(chain + dirs @ betas, axis=0), axis=1).sum())
+
+    step = 1e-5 * np.eye(10)
+    growth = np.array([(length(e) - length(-e)) / 2e-5 for e in step]) / length(np.zeros(10))
+    np.testing.assert_allclose(plain.scale_dirs().numpy(), growth, atol=1e-8)
+    # A finger's points hang on the joint they start at, tips on the distal one.
+    joint_of = [0, *(j for chain in CHAINS for j in (*chain, chain[2]))]
+    for i in range(0, N, 9):
+        rotations = poses.rotations[i].numpy()
+        scale = 1 + growth @ poses.betas[i].numpy()
+        for point, joint in enumerate(joint_of):
+            world = rotations[joint]
+            parent = MANO_PARENTS[joint]
+            while parent >= 0:
+                world, parent = rotations[parent] @ world, MANO_PARENTS[parent]
+            expected = bare[i, point].numpy() + scale * world @ OFFSETS[point].numpy()
+            np.testing.assert_allclose(points[i, point].numpy(), expected, atol=1e-9)
+    assert torch.equal(plain.with_offsets(None).points(poses.rotations, poses.betas, poses.root), bare)
 
 
 def test_points_equal_smplx_joints_and_tips(poses: Poses, tmp_path: Path) -> None:
@@ -162,8 +196,9 @@ def _moved(kinematics: Kinematics, poses: Poses, delta: Tensor) -> Tensor:
     return kinematics.points(poses.rotations @ spin, poses.betas + delta[:, 48:58], poses.root + delta[:, 58:])
 
 
-def test_jacobian_equals_automatic_differentiation(hand: Hand, poses: Poses) -> None:
-    kinematics = Kinematics.from_hand(hand)
+@pytest.mark.parametrize("offsets", [None, OFFSETS], ids=["plain", "offsets"])
+def test_jacobian_equals_automatic_differentiation(hand: Hand, poses: Poses, offsets: Tensor | None) -> None:
+    kinematics = Kinematics.from_hand(hand).with_offsets(offsets)
     points, jac = kinematics.points_and_jacobian(poses.rotations, poses.betas, poses.root)
     assert torch.equal(points, kinematics.points(poses.rotations, poses.betas, poses.root))
     assert jac.shape == (N, 21, 3, 61) and bool(torch.isfinite(jac).all())
@@ -219,8 +254,9 @@ def test_a_finger_moves_no_other_fingers_joints(poses: Poses) -> None:
 
 
 @pytest.mark.parametrize("rows", [[7], [0, 99], [98, 3, 50], list(range(17)), list(range(99, -1, -1))])
-def test_a_hand_does_not_depend_on_its_batch(hand: Hand, poses: Poses, rows: list[int]) -> None:
-    kinematics = Kinematics.from_hand(hand)
+@pytest.mark.parametrize("offsets", [None, OFFSETS], ids=["plain", "offsets"])
+def test_a_hand_does_not_depend_on_its_batch(hand: Hand, poses: Poses, rows: list[int], offsets: Tensor | None) -> None:
+    kinematics = Kinematics.from_hand(hand).with_offsets(offsets)
     at = torch.tensor(rows)
     points, jac = kinematics.points_and_jacobian(poses.rotations, poses.betas, poses.root)
     some, some_jac = kinematics.points_and_jacobian(poses.rotations[at], poses.betas[at], poses.root[at])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_length_is_the_sum_of_the_middle_fingers_bones(hand: Hand, betas: Tensor
         vertices = hand.v_template + hand.shapedirs @ betas[i].numpy()
         joints = hand.j_regressor @ vertices
         chain = [joints[0], joints[4], joints[5], joints[6], vertices[hand.tip_ids[2]]]
-        expected = sum(np.linalg.norm(b - a) for a, b in zip(chain, chain[1:], strict=False))
+        expected = sum(np.linalg.norm(b - a) for a, b in pairwise(chain))
         assert float(length[i]) == pytest.approx(expected, abs=1e-12)
 
 

@@ -98,6 +98,13 @@ def make_result(blob: Blob) -> Callable[..., FitResult]:
         return FitResult(
             params=HandParams(*(nan(t) for t in params.tensors())),
             joints=nan(joints),
+            keypoints_3d=nan(joints),
+            keypoints_3d_sd=nan(torch.full_like(joints, 0.004)),
+            depth_sd=rms / 100,
+            expected_error_mm=rms * 2,
+            weakest=("distance along the viewing ray",) * n,
+            plausible=~lost,
+            doubts=("",) * n,
             keypoints=Keypoints.from_arrays(points, is_right, (640.0, 480.0), ids, image=image),
             camera=camera,
             keypoints_2d_fit=nan(fitted),

@@ -1,0 +1,1 @@
+"""Torch losses on a network's predictions."""

@@ -14,12 +14,14 @@ from handloop._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from handloop.api import fit as fit
+    from handloop.api import fit_joints as fit_joints
     from handloop.core.camera import Camera as Camera
     from handloop.core.errors import FileFormatError as FileFormatError
     from handloop.core.errors import HandloopError as HandloopError
     from handloop.core.errors import InputError as InputError
     from handloop.core.errors import ModelError as ModelError
     from handloop.core.keypoints import Keypoints as Keypoints
+    from handloop.core.layout import KeypointLayout as KeypointLayout
     from handloop.core.params import HandParams as HandParams
     from handloop.core.results import FitResult as FitResult
     from handloop.core.results import Status as Status
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "fit": "handloop.api",
+    "fit_joints": "handloop.api",
     "Camera": "handloop.core.camera",
     "FileFormatError": "handloop.core.errors",
     "HandloopError": "handloop.core.errors",
@@ -41,6 +44,7 @@ _HOMES = {
     "ModelError": "handloop.core.errors",
     "Keypoints": "handloop.core.keypoints",
     "HandParams": "handloop.core.params",
+    "KeypointLayout": "handloop.core.layout",
     "FitResult": "handloop.core.results",
     "Status": "handloop.core.results",
     "AutoTerm": "handloop.core.terms",
@@ -64,6 +68,7 @@ __all__ = [
     "HandParams",
     "HandloopError",
     "InputError",
+    "KeypointLayout",
     "Keypoints",
     "ModelError",
     "ReadOptions",
@@ -71,6 +76,7 @@ __all__ = [
     "Status",
     "__version__",
     "fit",
+    "fit_joints",
     "load_hand",
     "read_keypoints",
 ]

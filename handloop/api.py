@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.keypoints import Keypoints
+from handloop.core.layout import KeypointLayout
 from handloop.core.results import FitResult
 from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
@@ -30,6 +32,7 @@ def fit(
     hand: HandPair | str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "default",
     hand_length_mm: float | np.ndarray | Tensor | None = None,
+    layout: KeypointLayout | str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float64,
 ) -> FitResult:
@@ -45,6 +48,7 @@ def fit(
         hand: what `load_hand` takes: a MANO file or folder; None for HANDLOOP_MANO or the embedded hand.
         recipe: a `Recipe` or one of `RECIPES`.
         hand_length_mm: wrist joint to middle fingertip where it is known: makes size and depth metric.
+        layout: what the source means by its points, a `KeypointLayout` or its file; None for the model's own points.
         device: "auto" takes a CUDA device if there is one; else as torch names it.
         dtype: torch.float64, or torch.float32 for speed on a GPU.
 
@@ -74,7 +78,63 @@ def fit(
             raise InputError(
                 "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
             )
-    return fit_keypoints(hand_models(hand, pick_device(device), dtype), keypoints, camera, pick_recipe(recipe), length)
+    models = hand_models(hand, pick_device(device), dtype, layout)
+    return fit_keypoints(models, keypoints, camera, pick_recipe(recipe), length)
+
+
+def fit_joints(
+    joints: np.ndarray | Tensor,
+    *,
+    is_right: np.ndarray | Tensor | bool = True,
+    hand: HandPair | str | os.PathLike[str] | None = None,
+    recipe: Recipe | str = "default",
+    layout: KeypointLayout | str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> FitResult:
+    """MANO parameters of 21 joints in 3D: sparse, weighted, in any frame.
+
+    Args:
+        joints: (B, 21, 3) m, or (B, 21, 4) with a weight 0..1; points that are not finite count as unknown. Axes are
+            right-handed: in a mirrored frame a right hand is a left one.
+        is_right: the person's own side, for all or (B,).
+        hand, recipe, layout, device: as in `fit`; the recipe's `noise_mm` says how exact the points are.
+
+    Returns:
+        `FitResult` in the frame of the joints. It has no 2D keypoints (all missing), so `rms_px` is NaN; how well the
+        points are met is in `keypoints_3d`.
+
+    Raises:
+        InputError: wrong shapes, or values that look like millimetres.
+    """
+    given = torch.as_tensor(np.asarray(joints, dtype=np.float64) if not torch.is_tensor(joints) else joints).double()
+    if given.ndim != 3 or given.shape[1] != 21 or given.shape[2] not in (3, 4):
+        raise InputError(f"joints have shape {tuple(given.shape)}, expected (N, 21, 3) m or (N, 21, 4) with a weight.")
+    if given.shape[2] == 3:
+        given = torch.cat([given, torch.ones_like(given[..., :1])], 2)
+    known = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
+    xyz = torch.where(known[..., None], given[..., :3], torch.full_like(given[..., :3], float("nan")))
+    middle = xyz.nanmean(1, keepdim=True).nan_to_num(0.0)
+    size = (xyz - middle).nan_to_num(0.0).norm(dim=-1).amax(1)
+    if len(size) and float(size.median()) > 2:
+        raise InputError(
+            f"the joints spread over {float(size.median()):.0f} units, expected metres; divide millimetres by 1000."
+        )
+    # The solver keeps wrists in front of a camera; without 2D any shift will do, and it is taken back at the end.
+    shift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - middle
+    points = torch.cat([xyz.nan_to_num(0.0) + shift, known.double()[..., None] * given[..., 3:]], 2)
+    n = len(given)
+    keypoints = Keypoints.from_arrays(torch.zeros(n, 21, 3), is_right)
+    camera = Camera.assumed(keypoints.image_size, keypoints.box())
+    models = hand_models(hand, pick_device(device), torch.float64, layout)
+    result = fit_keypoints(models, keypoints, camera, pick_recipe(recipe), points_3d=points)
+    place = result.params.transl - shift[:, 0].to(result.params.transl)
+    return replace(
+        result,
+        params=replace(result.params, transl=place),
+        joints=result.joints - shift.to(result.joints),
+        keypoints_3d=result.keypoints_3d - shift.to(result.keypoints_3d),
+        keypoints_2d_fit=torch.full_like(result.keypoints_2d_fit, float("nan")),
+    )
 
 
 def pick_recipe(recipe: Recipe | str) -> Recipe:
@@ -107,14 +167,28 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def hand_models(hand: HandPair | str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype) -> HandModels:
+def hand_models(
+    hand: HandPair | str | os.PathLike[str] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: KeypointLayout | str | os.PathLike[str] | None = None,
+) -> HandModels:
     """Models ready to fit. Those read from files are kept, because reading one takes longer than fitting a hand."""
+    if layout is not None and not isinstance(layout, KeypointLayout):
+        layout = KeypointLayout.load(layout)
     if isinstance(hand, HandPair):
-        return HandModels.of(hand, dtype, device)
+        return HandModels.of(hand, dtype, device, layout)
     path = os.environ.get("HANDLOOP_MANO", "") if hand is None else os.fspath(hand)
+    if layout is not None:
+        return HandModels.of(_pair_of(path), dtype, device, layout)
     return _models_of(path, device, dtype)
 
 
 @lru_cache(maxsize=4)
+def _pair_of(path: str) -> HandPair:
+    return load_hand(path or None)
+
+
+@lru_cache(maxsize=4)
 def _models_of(path: str, device: torch.device, dtype: torch.dtype) -> HandModels:
-    return HandModels.of(load_hand(path or None), dtype, device)
+    return HandModels.of(_pair_of(path), dtype, device)

@@ -52,7 +52,8 @@ def run_fit(command: FitCommand) -> int:
         )
     recipe = _recipe(command)
     device = pick_device(command.device)
-    models = hand_models(command.mano, device, torch.float64 if device.type == "cpu" else torch.float32)
+    dtype = torch.float64 if device.type == "cpu" else torch.float32
+    models = hand_models(command.mano, device, dtype, command.layout)
     options = ReadOptions(
         command.format,
         command.image_size,
@@ -169,6 +170,7 @@ def _fit_in_parts(
                     camera.select(rows),
                     hand=models.pair,
                     recipe=recipe,
+                    layout=models.layout,
                     hand_length_mm=length,
                     device=command.device,
                     dtype=models.right.like.dtype,
@@ -191,7 +193,13 @@ def _earlier_part(path: Path) -> dict[str, np.ndarray] | None:
 
 def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera) -> str:
     digest = hashlib.sha256()
-    settings = {**asdict(recipe), "length": command.hand_length, "version": __version__, "device": command.device}
+    settings = {
+        **asdict(recipe),
+        "length": command.hand_length,
+        "version": __version__,
+        "device": command.device,
+        "offsets": models.layout.offsets.tolist(),
+    }
     digest.update(json.dumps({**settings, **models.provenance(), "ids": keypoints.ids}, default=str).encode())
     for tensor in (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist):
         if tensor is not None:

@@ -206,22 +206,22 @@ class FitResult:
 
     def summary(self) -> dict[str, object]:
         """Counts and medians over all hands, and what the run assumed: what `summary.json` holds."""
-        done = self.fitted()
+        fitted = self.fitted()
+        done = fitted & torch.isfinite(self.rms_px)  # Fits to 3D points alone have no reprojection error.
         rms = self.rms_px[done].double()
         relative = rms / self.keypoints.box_size().to(rms)[done.cpu()].clamp(min=1e-9)
+        expected = self.expected_error_mm[fitted].double()
         counts = {s.name.lower(): int((self.status == s).sum()) for s in Status}
         return {
             "hands": len(self),
-            "fitted": int(done.sum()),
+            "fitted": int(fitted.sum()),
             "left": int((~self.keypoints.is_right).sum()),
             "status": counts,
             "rms_px_median": float(rms.quantile(0.5)) if len(rms) else None,
             "rms_px_p90": float(rms.quantile(0.9)) if len(rms) else None,
             "rms_relative_to_box_median": float(relative.quantile(0.5)) if len(rms) else None,
             "plausible": int(self.plausible.sum()),
-            "expected_error_mm_median": float(self.expected_error_mm[done].double().quantile(0.5))
-            if len(rms)
-            else None,
+            "expected_error_mm_median": float(expected.nanquantile(0.5)) if bool(fitted.any()) else None,
             "camera_known": int(self.camera.is_known().sum()),
             **dict(self.provenance),
         }

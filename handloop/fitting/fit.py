@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from handloop._version import __version__
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.keypoints import Keypoints
-from handloop.core.params import HandParams
 from handloop.core.results import FitResult, Status
-from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, GemanMcClure, HandState, Term
+from handloop.core.terms import HandState
+from handloop.fitting.collect import Best, Output, result_of
+from handloop.fitting.engines import Engine, choose_engine, uses_fused_engine
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import Recipe
-from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
-from handloop.fitting.starts import closed_form_starts
-from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
-from handloop.fitting.trust import judge, reasons_against
+from handloop.fitting.solver import Solution, SolverOptions
+from handloop.fitting.starts import closed_form_starts, point_starts
 from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
@@ -34,92 +29,12 @@ MIN_BOX_PX = 1.0
 _DISTINCT_M = 0.01
 
 
-def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[Term]:
-    """The standard recipe's terms for these hands."""
-    terms: list[Term] = [
-        Reprojection(seen.uv, seen.inverse_sigma(recipe), seen.focal, seen.princpt, GemanMcClure(recipe.robust)),
-        PosePrior(model.pose_prior),
-        Limits(model.limits, recipe.limits_sigma_deg),
-        Shape(recipe.shape_sigma, model.shape_mean),
-        Points3d(seen.xyz, seen.inverse_sigma_3d, GemanMcClure(recipe.robust)),
-    ]
-    terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
-    if recipe.focal_sigma is not None:
-        terms.append(FocalPrior(recipe.focal_sigma))
-    return terms
-
-
-def free_parameters(recipe: Recipe, device: torch.device) -> Tensor:
-    """(62,) bool, which parameters a recipe lets move."""
-    free = torch.ones(62, dtype=torch.bool, device=device)
-    groups = {"pose": POSE, "orient": slice(0, 3), "betas": BETAS, "root": ROOT}
-    for name in recipe.fixed:
-        free[groups[name]] = False
-    free[FOCAL] = recipe.focal_sigma is not None
-    return free
-
-
-@dataclass(frozen=True, eq=False)
-class Best:
-    """The best solution of each hand and how far the next different one is."""
-
-    solution: Solution
-    gap: Tensor
-    """(B,) energy; inf where no other solution was found."""
-    apart: Tensor
-    """(B,) m, mean distance of the next different solution's points, wrist on wrist; 0 where there is none."""
-
-
-class Engine(Protocol):
-    """Something that minimises the energy of B hands."""
-
-    def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
-        """From each start, which belongs to the hand of that number."""
-        ...
-
-    def finish(self, state: HandState, posterior: bool) -> Finish:
-        """Energies by term at one solution per hand and, if wanted, the posterior there."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class TensorEngine:
-    """torch on any device, with any terms: the reference."""
-
-    kinematics: Kinematics
-    terms: list[Term]
-    free: Tensor
-
-    def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
-        """See `Engine.solve`."""
-        return solve(self.kinematics, [t.select(hand) for t in self.terms], start, self.free, options)
-
-    def finish(self, state: HandState, posterior: bool) -> Finish:
-        """See `Engine.finish`."""
-        return finish(self.kinematics, self.terms, state, self.free, posterior)
-
-
-def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
-    """Whether the compiled engine does this fit: on a CPU, in float64, with the standard terms only."""
-    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and not recipe.extra_terms
-
-
 def _chunk(model: FitModel, recipe: Recipe) -> int:
     """Hands fitted at a time. The tensor engine is fastest on a CPU while its Jacobians stay small, on a GPU with much
     to do at once; the fused engine only needs enough hands to share out."""
     if model.like.device.type != "cpu":
         return 8192
     return 1024 if uses_fused_engine(model, recipe) else 64
-
-
-def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: list[Term]) -> Engine:
-    """The fused engine where it can do the job, else the tensor engine."""
-    free = free_parameters(recipe, model.like.device)
-    if uses_fused_engine(model, recipe):
-        from handloop.fitting.fused.engine import FusedEngine
-
-        return FusedEngine.of(model, seen, recipe, free)
-    return TensorEngine(model.kinematics, standard_terms(model, seen, recipe) + extra, free)
 
 
 def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand: int, recipe: Recipe) -> Best:
@@ -179,6 +94,7 @@ def fit_keypoints(
     camera: Camera,
     recipe: Recipe,
     hand_length: Tensor | None = None,
+    points_3d: Tensor | None = None,
 ) -> FitResult:
     """Fit every hand; hands that cannot be fitted come back with NaN and a status, in their place.
 
@@ -188,6 +104,7 @@ def fit_keypoints(
         camera: N cameras.
         recipe: how.
         hand_length: (N,) m, NaN where unknown.
+        points_3d: (N, 21, 4) x, y, z in m, camera frame, and weight 0..1, where 3D points are known.
 
     Raises:
         InputError: the numbers of hands, cameras or lengths differ.
@@ -198,8 +115,10 @@ def fit_keypoints(
     if hand_length is not None and hand_length.shape != (n,):
         raise InputError(f"hand_length has shape {tuple(hand_length.shape)}, expected ({n},).")
     like = models.right.like
-    out = _Output.empty(n, like)
+    out = Output.empty(n, like)
     usable = ((keypoints.conf > 0).sum(1) >= MIN_POINTS) & (keypoints.box_size() >= MIN_BOX_PX)
+    if points_3d is not None:
+        usable |= (torch.isfinite(points_3d).all(-1) & (points_3d[..., 3] > 0)).sum(1) >= MIN_POINTS
     out.status[~usable] = int(Status.TOO_FEW_POINTS)
     extra = [t.name for t in recipe.extra_terms]
     if len(set(extra)) != len(extra):
@@ -210,164 +129,25 @@ def fit_keypoints(
         for start in range(0, len(rows), chunk):
             at = rows[start : start + chunk]
             length = None if hand_length is None else hand_length[at]
-            _fit_chunk(model, keypoints.select(at), camera.select(at), recipe, length, at, out)
+            given = None if points_3d is None else points_3d[at]
+            seen = Observations.of(keypoints.select(at), camera.select(at), recipe, length, model.like, given)
+            _fit_chunk(model, seen, recipe, at, out)
     if not out.terms:
         # Not one hand could be fitted; the result still names every term, as the other parts of a run do.
         none = torch.zeros(0, dtype=torch.int64)
-        _fit_chunk(models.right, keypoints.select(none), camera.select(none), recipe, None, none, out)
-    return _result(models, keypoints, camera, recipe, out)
+        seen = Observations.of(keypoints.select(none), camera.select(none), recipe, None, like)
+        _fit_chunk(models.right, seen, recipe, none, out)
+    return result_of(models, keypoints, camera, recipe, out)
 
 
-def _fit_chunk(
-    model: FitModel,
-    keypoints: Keypoints,
-    camera: Camera,
-    recipe: Recipe,
-    length: Tensor | None,
-    at: Tensor,
-    out: _Output,
-) -> None:
-    seen = Observations.of(keypoints, camera, recipe, length, model.like)
+def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output) -> None:
     engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
     seeds = model.seeds[: recipe.seeds]
     starts = closed_form_starts(model.kinematics, seeds, seen.views())
+    in_3d = (seen.inverse_sigma_3d > 0).sum(1) >= MIN_POINTS
+    if bool(in_3d.any()):
+        placed = point_starts(model.kinematics, seeds, seen.xyz, seen.inverse_sigma_3d)
+        starts = placed.where(in_3d.repeat_interleave(2 * len(seeds)), starts)
     best = fit_from(engine, model.kinematics, starts, 2 * len(seeds), recipe)
-    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model.kinematics, (seen.conf > 0).sum(1))
-
-
-@dataclass(frozen=True, eq=False)
-class _Output:
-    """Growing results in the right-hand canonical frame, one row per input hand."""
-
-    state: HandState
-    energy: Tensor
-    gap: Tensor
-    status: Tensor
-    steps: Tensor
-    apart: Tensor
-    points_sd: Tensor
-    depth_sd: Tensor
-    expected: Tensor
-    weakest: list[str]
-    terms: dict[str, Tensor]
-
-    @classmethod
-    def empty(cls, n: int, like: Tensor) -> _Output:
-        nan = float("nan")
-        state = HandState(
-            torch.full((n, 16, 3, 3), nan, dtype=like.dtype),
-            torch.full((n, 10), nan, dtype=like.dtype),
-            torch.full((n, 3), nan, dtype=like.dtype),
-            torch.full((n,), nan, dtype=like.dtype),
-        )
-        energy = torch.full((n,), nan, dtype=like.dtype)
-        status = torch.full((n,), int(Status.FAILED))
-        return cls(
-            state=state,
-            energy=energy,
-            gap=energy.clone(),
-            status=status,
-            steps=torch.zeros(n, dtype=torch.int64),
-            apart=energy.clone(),
-            points_sd=torch.full((n, 21, 3), nan, dtype=like.dtype),
-            depth_sd=energy.clone(),
-            expected=energy.clone(),
-            weakest=[""] * n,
-            terms={},
-        )
-
-    def put(self, at: Tensor, best: Best, ends: Finish, kinematics: Kinematics, n_points: Tensor) -> None:
-        """Take over the finite solutions; the rest keep NaN and the status "failed"."""
-        solution = best.solution
-        good = torch.isfinite(solution.energy) & torch.isfinite(solution.state.rotations).flatten(1).all(1)
-        good &= torch.isfinite(solution.state.root).all(1) & torch.isfinite(solution.state.betas).all(1)
-        keep = good.cpu()
-        rows = at[keep]
-        for into, value in (
-            (self.state.rotations, solution.state.rotations),
-            (self.state.betas, solution.state.betas),
-            (self.state.root, solution.state.root),
-            (self.state.log_focal, solution.state.log_focal),
-            (self.energy, solution.energy),
-            (self.gap, best.gap),
-            (self.steps, solution.steps),
-            (self.apart, best.apart),
-        ):
-            into[rows] = value[good].cpu()
-        ended = torch.where(solution.converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        self.status[rows] = ended[good].cpu()
-        if ends.spread is not None:
-            points = kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
-            trust = judge(ends.spread, points, ends.terms, n_points, best.gap, best.apart)
-            self.points_sd[rows] = trust.points_sd[good].cpu()
-            self.depth_sd[rows] = trust.depth_sd[good].cpu()
-            self.expected[rows] = trust.expected_error[good].cpu()
-            for row, text, fine in zip(at.tolist(), trust.weakest, keep.tolist(), strict=True):
-                self.weakest[row] = text if fine else ""
-        for name, value in ends.terms.items():
-            column = self.terms.setdefault(name, torch.full_like(self.energy, float("nan")))
-            column[rows] = value[good].cpu()
-
-
-def _result(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: _Output) -> FitResult:
-    dtype = out.energy.dtype
-    root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
-    joints = torch.full((len(keypoints), 21, 3), float("nan"), dtype=dtype)
-    meant = joints.clone()
-    for model, rows in models.split(keypoints.is_right):
-        kinematics = model.plain
-        state = out.state.select(rows)
-        root_offset[rows] = kinematics.root_offset(state.betas)
-        joints[rows] = kinematics.points(state.rotations, state.betas, state.root)
-        layout = kinematics.with_offsets(model.kinematics.offsets)
-        meant[rows] = layout.points(state.rotations, state.betas, state.root)
-    canonical = HandParams.from_rotation_matrices(out.state.rotations, out.state.betas, out.state.root - root_offset)
-    mirrored = canonical.mirrored()
-    side = keypoints.is_right[:, None]
-    params = HandParams(*(torch.where(side, a, b) for a, b in zip(canonical.tensors(), mirrored.tensors(), strict=True)))
-    sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
-    mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
-    joints, meant = joints * mirror, meant * mirror
-    factor = out.state.log_focal.double().exp().nan_to_num(1.0)
-    used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
-    fit_2d = used.project(meant.double())
-    rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
-    relative = rms / keypoints.box_size().clamp(min=1e-9)
-    against = reasons_against(out.terms, params.betas, recipe.limits_sigma_deg, relative, out.gap, out.apart)
-    usable = (out.status == Status.CONVERGED) | (out.status == Status.MAX_STEPS)
-    return FitResult(
-        params=params,
-        joints=joints,
-        keypoints_3d=meant,
-        keypoints_3d_sd=out.points_sd,
-        depth_sd=out.depth_sd,
-        expected_error_mm=1000 * out.expected,
-        weakest=tuple(out.weakest),
-        doubts=tuple("; ".join(reasons) for reasons in against),
-        plausible=usable & torch.tensor([not reasons for reasons in against], dtype=torch.bool),
-        keypoints=keypoints,
-        camera=used,
-        keypoints_2d_fit=fit_2d,
-        energy=out.energy,
-        energy_terms=out.terms,
-        rms_px=rms,
-        status=out.status,
-        steps=out.steps,
-        hypothesis_gap=out.gap,
-        hand=models,
-        provenance={
-            "handloop_version": __version__,
-            "recipe": recipe.name,
-            "noise_px_at_224": f"{recipe.noise_px:g}",
-            "flat_hand_mean": "True",
-            "joint_order": "openpose21",
-            "joint_definition": "skinning",
-            **models.provenance(),
-        },
-    )
-
-
-def weighted_rms(error: Tensor, conf: Tensor) -> Tensor:
-    """(N,) root of the confidence-weighted mean squared distance of (N, 21, 2) px errors; NaN without points."""
-    sq = torch.where(conf > 0, error.square().sum(-1), torch.zeros_like(conf))
-    return ((sq * conf).sum(1) / conf.sum(1)).sqrt()
+    count = (seen.conf > 0).sum(1)
+    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model.kinematics, count)

@@ -80,6 +80,34 @@ def closed_form_starts(kinematics: Kinematics, seeds: Tensor, views: Views) -> H
     return HandState(all_rotations, like.new_zeros(n, 10), root.reshape(n, 3), like.new_zeros(n))
 
 
+def point_starts(kinematics: Kinematics, seeds: Tensor, xyz: Tensor, weight: Tensor) -> HandState:
+    """2 S starts per hand from 3D points (B, 21, 3) m with weights (B, 21): the rigid motion that lays each seed pose on
+    all known points, and the one that lays its palm on the known palm points (Kabsch 1976)."""
+    s, b = len(seeds), len(xyz)
+    seeds = seeds.to(xyz)
+    eye = torch.eye(3, dtype=xyz.dtype, device=xyz.device)
+    rotations = torch.cat([eye.expand(s, 1, 3, 3), seeds], 1)
+    model = kinematics.points(rotations, xyz.new_zeros(s, 10), xyz.new_zeros(s, 3))
+    palm = torch.zeros(21, dtype=xyz.dtype, device=xyz.device)
+    palm[list(PALM_POINTS)] = 1.0
+    on_palm = weight * palm
+    on_palm = torch.where((on_palm > 0).sum(1, keepdim=True) >= 3, on_palm, weight)
+    both = torch.stack([weight, on_palm], 1)[:, None].expand(b, s, 2, 21).reshape(-1, 21, 1)
+    target = xyz[:, None, None].expand(b, s, 2, 21, 3).reshape(-1, 21, 3)
+    source = model[None, :, None].expand(b, s, 2, 21, 3).reshape(-1, 21, 3)
+    total = both.sum(1, keepdim=True).clamp(min=1e-12)
+    to, of = (target * both).sum(1, keepdim=True) / total, (source * both).sum(1, keepdim=True) / total
+    u, _, vt = torch.linalg.svd(((target - to) * both).mT @ (source - of))
+    sign = torch.ones_like(u[:, 0])
+    sign[:, 2] = torch.linalg.det(u @ vt).sign()
+    rotation = (u * sign[:, None]) @ vt
+    root = (to - of @ rotation.mT)[:, 0]
+    fingers = seeds[None, :, None].expand(b, s, 2, 15, 3, 3).reshape(-1, 15, 3, 3)
+    return HandState(
+        torch.cat([rotation[:, None], fingers], 1), xyz.new_zeros(len(root), 10), root, xyz.new_zeros(len(root))
+    )
+
+
 def _plane_pose(points: Tensor, rays: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rotation (N, 2, 3, 3) and wrist position (N, 2, 3) of points (N, 21, 3) seen along rays (N, 21, 2).
 

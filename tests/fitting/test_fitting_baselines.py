@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -39,6 +39,15 @@ WEIGHTS = BaselineWeights(4.78, 5.0, 15.2)
 QUICK_SPIN = SpinOptions(20, 20)
 QUICK_SMPLIFY = SmplifyOptions(solver=SolverOptions(8, 1e-4))
 METHODS: list[SpinOptions | SmplifyOptions] = [QUICK_SPIN, QUICK_SMPLIFY]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Hundreds of tiny operations: threads that wait for each other on a busy machine cost ten times the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def observe(hands: Any, model: FitModel, conf: Tensor | None = None, uv: Tensor | None = None) -> Observations:

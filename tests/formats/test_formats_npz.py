@@ -97,7 +97,8 @@ def test_results_npz_is_an_input(tmp_path: Path) -> None:
 
     result = FitResult(
         HandParams.zeros(n), torch.zeros(n, 21, 3), torch.zeros(n, 21, 3), torch.zeros(n, 21, 3), torch.zeros(n),
-        torch.zeros(n), ("",) * n, torch.ones(n, dtype=torch.bool), ("",) * n, keypoints, camera, torch.zeros(n, 21, 2), torch.zeros(n), {},
+        torch.zeros(n), ("",) * n, torch.ones(n, dtype=torch.bool), ("",) * n,
+        keypoints, camera, torch.zeros(n, 21, 2), torch.zeros(n), {},
         torch.zeros(n), torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), torch.zeros(n), NoMesh(),
         {"recipe": "test"},
     )  # fmt: skip

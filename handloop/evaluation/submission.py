@@ -117,28 +117,32 @@ def write_submission(submission: Submission, path: str | os.PathLike[str]) -> Pa
         InputError: another suffix, or the file cannot be written.
     """
     target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in (".json", ".zip"):
+    if target.suffix.lower() not in (".json", ".zip"):
         raise InputError(f"{target}: a submission is a .zip file, or its .json alone; change the name.")
-    temporary = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if suffix == ".json":
+        _write_whole(target, submission)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror or error}); name another file.") from error
+    return target
+
+
+def _write_whole(target: Path, submission: Submission) -> None:
+    temporary = target.with_name(target.name + ".partial")
+    try:
+        if target.suffix.lower() == ".json":
             with open(temporary, "wb") as file:
                 _write_json(file, submission)
         else:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            with zipfile.ZipFile(temporary, "w") as archive:
                 # A ZipInfo of its own carries no time of writing.
                 info = zipfile.ZipInfo("pred.json")
                 info.compress_type = zipfile.ZIP_DEFLATED
                 with archive.open(info, "w", force_zip64=True) as member:
                     _write_json(member, submission)
         os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror or error}); name another file.") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return target
 
 
 def _write_json(file: IO[bytes], submission: Submission) -> None:

@@ -120,7 +120,9 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     canonical = HandParams.from_rotation_matrices(out.state.rotations, out.state.betas, out.state.root - root_offset)
     mirrored = canonical.mirrored()
     side = keypoints.is_right[:, None]
-    params = HandParams(*(torch.where(side, a, b) for a, b in zip(canonical.tensors(), mirrored.tensors(), strict=True)))
+    params = HandParams(
+        *(torch.where(side, a, b) for a, b in zip(canonical.tensors(), mirrored.tensors(), strict=True))
+    )
     sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
     mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
     joints, meant = joints * mirror, meant * mirror

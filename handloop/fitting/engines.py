@@ -28,7 +28,7 @@ def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[
     ]
     terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
     if recipe.focal_sigma is not None:
-        terms.append(FocalPrior(recipe.focal_sigma))
+        terms.append(FocalPrior(seen.inverse_focal_sigma))
     return terms
 
 

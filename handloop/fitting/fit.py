@@ -82,7 +82,9 @@ def _finalists(energy: Tensor, keep: int) -> Tensor:
     chosen = order[:, :keep].clone()
     if keep > 1:
         flip = chosen[:, :1] % 2
-        other = energy.masked_fill((torch.arange(energy.shape[1], device=energy.device) % 2)[None] == flip, float("inf"))
+        other = energy.masked_fill(
+            (torch.arange(energy.shape[1], device=energy.device) % 2)[None] == flip, float("inf")
+        )
         lacking = (chosen % 2 == flip).all(1)
         chosen[lacking, -1] = other.argmin(1)[lacking]
     return chosen

@@ -12,6 +12,9 @@ from handloop.core.keypoints import Keypoints
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.starts import Views
 
+_KNOWN_FOCAL = 1e5
+"""Inverse relative deviation of a focal length that is known, where others of the batch are free."""
+
 
 @dataclass(frozen=True, eq=False)
 class Observations:
@@ -33,6 +36,8 @@ class Observations:
     """(B, 21, 3) m, known 3D points in the camera frame, left hands mirrored; anything finite where unknown."""
     inverse_sigma_3d: Tensor
     """(B, 21) 1/m; 0 where no 3D point is known."""
+    inverse_focal_sigma: Tensor
+    """(B,) how firmly the log of the focal length factor is held at zero."""
 
     @classmethod
     def of(
@@ -68,7 +73,9 @@ class Observations:
         xyz = torch.cat([xyz[..., :1] * mirror[..., None], xyz[..., 1:]], -1)
         sigma_3d = torch.tensor(recipe.joint_noise).double() * recipe.noise_mm / 1000
         inverse_3d = torch.where(usable, given[..., 3] / sigma_3d, torch.zeros_like(given[..., 3]))
-        parts = (uv, conf, camera.focal, camera.princpt, sigma, length, xyz, inverse_3d)
+        loose = 1.0 if recipe.focal_sigma is None else 1.0 / recipe.focal_sigma
+        firm = torch.where(camera.is_known(), _KNOWN_FOCAL, loose)
+        parts = (uv, conf, camera.focal, camera.princpt, sigma, length, xyz, inverse_3d, firm)
         return cls(*(t.to(like) for t in parts))
 
     def inverse_sigma(self, recipe: Recipe) -> Tensor:

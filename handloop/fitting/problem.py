@@ -10,6 +10,7 @@ from torch import Tensor
 
 from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams
+from handloop.fitting.starts import seed_poses
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import mirror_hand
 from handloop.hand.mesh import skin
@@ -17,7 +18,6 @@ from handloop.hand.model import Hand, HandPair
 from handloop.priors.anatomy import JointLimits
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.shape import HandLength
-from handloop.fitting.starts import seed_poses
 
 
 @dataclass(frozen=True, eq=False)

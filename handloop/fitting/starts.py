@@ -81,8 +81,11 @@ def closed_form_starts(kinematics: Kinematics, seeds: Tensor, views: Views) -> H
 
 
 def point_starts(kinematics: Kinematics, seeds: Tensor, xyz: Tensor, weight: Tensor) -> HandState:
-    """2 S starts per hand from 3D points (B, 21, 3) m with weights (B, 21): the rigid motion that lays each seed pose on
-    all known points, and the one that lays its palm on the known palm points (Kabsch 1976)."""
+    """2 S starts per hand from 3D points (B, 21, 3) m with weights (B, 21).
+
+    The rigid motion that lays each seed pose on all known points, and the one that lays its palm on the known palm
+    points (Kabsch 1976).
+    """
     s, b = len(seeds), len(xyz)
     seeds = seeds.to(xyz)
     eye = torch.eye(3, dtype=xyz.dtype, device=xyz.device)
@@ -132,7 +135,7 @@ def _plane_pose(points: Tensor, rays: Tensor, weight: Tensor) -> tuple[Tensor, T
     ridge = 1e-6 * torch.diagonal(gram, dim1=1, dim2=2).sum(1).clamp(min=1e-9)
     eye = torch.eye(2, dtype=rays.dtype, device=rays.device)
     a = torch.linalg.solve(gram + ridge[:, None, None] * eye, (plane * weight[..., None]).mT @ image).mT
-    u, scale, vt = torch.linalg.svd(a)
+    _, scale, vt = torch.linalg.svd(a)
     s1 = scale[:, 0].clamp(min=1e-3)
     tilt = (1 - (scale[:, 1] / s1).square()).clamp(min=0).sqrt()
     top = a / s1[:, None, None]
@@ -155,7 +158,11 @@ def _plane_pose(points: Tensor, rays: Tensor, weight: Tensor) -> tuple[Tensor, T
     root = (turn[:, None] @ root[..., None])[..., 0]
     # A wrist nearer than this cannot be in front of the camera with the rest of the hand.
     lift = (0.05 / root[..., 2]).clamp(min=1.0)
-    root = torch.where((root[..., 2:] > 0), root * lift[..., None], torch.cat([root[..., :2], depth[:, None, None].expand(-1, 2, 1)], -1))
+    root = torch.where(
+        (root[..., 2:] > 0),
+        root * lift[..., None],
+        torch.cat([root[..., :2], depth[:, None, None].expand(-1, 2, 1)], -1),
+    )
     return turn[:, None] @ rotation, root
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.terms import BETAS, FOCAL, POSE, Kernel, PosedHand, Residual, residual
-from handloop.priors.anatomy import JointLimits, angles_and_jacobian, anatomical_angles
+from handloop.priors.anatomy import JointLimits, anatomical_angles, angles_and_jacobian
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.shape import HandLength
 
@@ -159,19 +159,18 @@ class Size:
 class FocalPrior:
     """log of the focal length factor ~ N(0, sigma): for cameras whose focal length is a free parameter."""
 
-    sigma: float
-    """Relative standard deviation of the assumed focal length."""
+    inverse_sigma: Tensor
+    """(B,) one over the relative standard deviation of the given focal length; very large where it is known."""
     name: str = "focal"
 
     def linearise(self, posed: PosedHand) -> Residual:
         """(B, 1)."""
-        value = posed.state.log_focal[:, None] / self.sigma
-        jac = torch.full_like(value, 1 / self.sigma)
-        return residual(value[..., None], jac[..., None, None], columns=FOCAL)
+        value = (posed.state.log_focal * self.inverse_sigma)[:, None]
+        return residual(value[..., None], self.inverse_sigma[:, None, None, None], columns=FOCAL)
 
     def select(self, index: Tensor) -> FocalPrior:
-        """See `Term.select`: the same for every hand."""
-        return self
+        """See `Term.select`."""
+        return FocalPrior(self.inverse_sigma[index])
 
 
 @dataclass(frozen=True, eq=False)

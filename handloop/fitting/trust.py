@@ -35,7 +35,9 @@ class Trust:
     """B texts: the least determined directions, worst first."""
 
 
-def judge(spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_points: Tensor, gap: Tensor, apart: Tensor) -> Trust:
+def judge(
+    spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_points: Tensor, gap: Tensor, apart: Tensor
+) -> Trust:
     """Sum up a posterior.
 
     Args:

@@ -106,6 +106,11 @@ class Kinematics:
             rotations, betas, root = rotations.repeat(2, 1, 1, 1), betas.repeat(2, 1), root.repeat(2, 1)
         return self._forward(rotations, betas, root).points[:n]
 
+    def frames(self, rotations: Tensor) -> Tensor:
+        """(B, 16, 3, 3) world rotations of the joints' frames, MANO order, of (B, 16, 3, 3) relative ones."""
+        like = rotations[:, 0, 0]
+        return self._forward(rotations, like.new_zeros(len(like), 10), torch.zeros_like(like)).world
+
     def points_and_jacobian(self, rotations: Tensor, betas: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
         """The points and their derivative by (rotation increments, betas, wrist position).
 

@@ -150,7 +150,7 @@ def test_a_start_at_the_optimum_stays(model: FitModel, problem: Problem) -> None
 def test_fixed_parameters_do_not_move(model: FitModel, problem: Problem, fixed: slice) -> None:
     free = torch.ones(62, dtype=torch.bool)
     free[fixed] = False
-    terms = [*problem.terms, FocalPrior(0.1)]
+    terms = [*problem.terms, FocalPrior(torch.full((len(problem.start),), 10.0, dtype=torch.float64))]
     out = solve(model.kinematics, terms, problem.start, free, SolverOptions())
     pairs = {
         0: (out.state.rotations[:, 0], problem.start.rotations[:, 0]),

@@ -53,7 +53,7 @@ def make_terms(model: FitModel, state: HandState) -> dict[str, Term]:
         "limits": Limits(model.limits, 4.0),
         "shape": Shape(0.7, torch.linspace(-1, 1, 10, dtype=F64)),
         "size": Size(model.hand_length, length, 0.001),
-        "focal": FocalPrior(0.2),
+        "focal": FocalPrior(torch.full((n,), 5.0, dtype=F64)),
         "points_3d": Points3d(*points_seen(model, state), GemanMcClure(3.0)),
     }
 

@@ -62,9 +62,9 @@ def test_polygons_come_back_counter_clockwise(hulls: AngleHulls, polygons: list[
 
 def test_known_distances() -> None:
     hulls = AngleHulls.of([TRIANGLE])
-    points = torch.tensor([[0.2, 0.2], [0.5, -0.3], [2.0, 0.0], [1.0, 1.0], [-3.0, -4.0], [0.0, 0.0]], dtype=F64)
+    points = torch.tensor([[0.2, 0.2], [0.5, -0.3], [2.0, 0.0], [1.0, 1.0], [-0.3, -0.4], [0.0, 0.0]], dtype=F64)
     distance = hulls.distance(points[:, None])[:, 0]
-    np.testing.assert_allclose(distance.numpy(), [0, 0.3, 1, 0.5**0.5, 5, 0], atol=1e-15)
+    np.testing.assert_allclose(distance.numpy(), [0, 0.3, 1, 0.5**0.5, 0.5, 0], atol=1e-15)
     assert hulls.excess(points[:, None])[1, 0].tolist() == [0.0, -0.3]
 
 
@@ -121,7 +121,7 @@ def test_distance_has_unit_gradient_outside_and_none_inside(hulls: AngleHulls, a
     numeric = (hulls.distance(angles + step) - hulls.distance(angles - step)) / 2
     settled = (distance[:100] > 1e-5) | (distance[:100] == 0)
     expected = (gradient[:100] * step).sum(-1)
-    near = (numeric - expected).abs()[settled]
+    near = (numeric - expected).detach().abs()[settled]
     assert float(near.quantile(0.99)) < 1e-11
     paper = hulls.paper_distance(points)
     assert bool(torch.isfinite(torch.autograd.grad(paper.sum(), points)[0]).all())

@@ -1,7 +1,7 @@
 """Compiled energy of one hand, its gradient and its Gauss-Newton matrix: the standard recipe's terms.
 
-The formulas are those of `fitting.terms`. Increments have the 62 columns of `core.terms` with the wrist's rotation moved
-behind the finger joints': pose 45, orient 3, betas 10, wrist position 3, focal 1. The last 17, from `SHARED` on, move
+The formulas are those of `fitting.terms`. Increments have the 62 columns of `core.terms` with the wrist's rotation
+moved behind the finger joints': pose 45, orient 3, betas 10, wrist position 3, focal 1. The last 17, from `SHARED` on, move
 every point; a finger's own nine move only its points.
 """
 
@@ -97,7 +97,7 @@ def energy_of(model, seen, rot, betas, root, log_focal, w):
             total += w.bone_lengths[i]
         w.length_error[0] = (total - seen.length) * model.length_scale
         parts[4] = 0.5 * w.length_error[0] * w.length_error[0]
-    parts[5] = 0.5 * (log_focal * model.focal_scale) ** 2
+    parts[5] = 0.5 * (log_focal * seen.focal_scale) ** 2
     return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6]
 
 
@@ -127,7 +127,7 @@ def linearise(model, seen, rot, betas, root, log_focal, w, hessian, gradient):
             gradient[48 + s] += row[s] * w.length_error[0]
             for t in range(s, 10):
                 hessian[48 + s, 48 + t] += row[s] * row[t]
-    focal = model.focal_scale * model.focal_scale
+    focal = seen.focal_scale * seen.focal_scale
     hessian[61, 61] += focal
     gradient[61] += focal * log_focal
     for i in range(62):
@@ -248,9 +248,7 @@ def _add_pose_prior(model, w, hessian, gradient):
             for i in range(3):
                 row = model.prior_precision[3 * a + i]
                 for e in range(3):
-                    w.local[i, e] = (
-                        row[3 * b] * jb[0, e] + row[3 * b + 1] * jb[1, e] + row[3 * b + 2] * jb[2, e]
-                    )
+                    w.local[i, e] = row[3 * b] * jb[0, e] + row[3 * b + 1] * jb[1, e] + row[3 * b + 2] * jb[2, e]
             for e in range(3):
                 for g in range(3):
                     if a < b or e <= g:

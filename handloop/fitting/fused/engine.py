@@ -50,6 +50,7 @@ class FusedEngine:
                 _array(seen.length),
                 _array(seen.xyz),
                 _array(seen.inverse_sigma_3d),
+                _array(seen.inverse_focal_sigma),
             ),
         )
 
@@ -61,7 +62,11 @@ class FusedEngine:
         n = len(rot)
         energy, converged, steps = np.full(n, np.inf), np.zeros(n, np.bool_), np.zeros(n, np.int64)
         settings = np.array([options.max_steps, options.tolerance, options.damping])
-        _share_out(solve_range, (self.model, self.many, hand.numpy(), rot, betas, root, log_focal, settings, energy, converged, steps), n)
+        _share_out(
+            solve_range,
+            (self.model, self.many, hand.numpy(), rot, betas, root, log_focal, settings, energy, converged, steps),
+            n,
+        )
         state = HandState(*(torch.from_numpy(a) for a in (rot, betas, root, log_focal)))
         return Solution(
             state.orthonormalised(), torch.from_numpy(energy), torch.from_numpy(converged), torch.from_numpy(steps)
@@ -121,7 +126,6 @@ def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
         float(180 / np.pi / recipe.limits_sigma_deg),
         float(1 / recipe.shape_sigma),
         float(1000 / recipe.length_sigma_mm),
-        float(0 if recipe.focal_sigma is None else 1 / recipe.focal_sigma),
     )
 
 

@@ -123,7 +123,9 @@ def turn(world, j, ax, ay, az, jac, first):
 
 @compiled
 def point_jacobian(model, rot, f, d, w, jac):
-    """Derivative (3, 26) of point d of finger f (-1: the wrist) by [own joints 9, wrist rotation 3, betas 10, wrist position 3, focal].
+    """Derivative (3, 26) of point d of finger f (-1: the wrist).
+
+    Columns: own joints 9, wrist rotation 3, betas 10, wrist position 3, focal 1.
 
     The wrist position's and the focal length's columns are left alone. Blend shapes that reach over from other fingers'
     joints are left out: they change a tip by fractions of a millimetre per radian.

@@ -41,7 +41,6 @@ class Model(NamedTuple):
     limits_scale: float
     shape_scale: float
     length_scale: float
-    focal_scale: float
 
 
 class Seen(NamedTuple):
@@ -54,6 +53,7 @@ class Seen(NamedTuple):
     length: Any  # ()
     xyz: Any  # (21, 3)
     inverse_sigma_3d: Any  # (21,) 1/m; 0 where no 3D point is known
+    focal_scale: Any  # ()
 
 
 class Work(NamedTuple):
@@ -110,6 +110,7 @@ def one_of(many, i):
         many.length[i],
         many.xyz[i],
         many.inverse_sigma_3d[i],
+        many.focal_scale[i],
     )
 
 

@@ -120,8 +120,19 @@ def solve_hand(model, seen, rot, betas, root, log_focal, max_steps, tolerance, s
 
 @compiled
 def solve_range(
-    model, many, hand, rot, betas, root, log_focal, options, energy, converged, steps,
-    first, last,
+    model,
+    many,
+    hand,
+    rot,
+    betas,
+    root,
+    log_focal,
+    options,
+    energy,
+    converged,
+    steps,
+    first,
+    last,
 ):
     """Solve starts first .. last - 1; start i belongs to hand `hand[i]`. States are changed in place."""
     w = make_work()

@@ -1,8 +1,8 @@
 """Learn a `KeypointLayout`: what a source means by its points, from hands whose 3D is known.
 
 Alternates two closed steps: fit all hands to the points under the current layout, then put each offset at the mean,
-over the hands, of the missing vector in its joint's frame. The common shape of the source's hands becomes the shape prior's
-centre.
+over the hands, of the missing vector in its joint's frame. The common shape of the source's hands becomes the shape
+prior's centre.
 """
 
 from __future__ import annotations

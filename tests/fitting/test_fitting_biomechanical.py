@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from handloop.core.rotations import so3_exp
+from handloop.core.rotations import so3_exp, so3_log
 from handloop.core.terms import AutoTerm, HandState, PosedHand, Term
 from handloop.fitting.biomechanical_terms import BoneLengths, JointAngles, PalmStructure, biomechanical_terms
-from handloop.fitting.problem import FitModel
+from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.solver import SolverOptions, solve
+from handloop.fitting.terms import Shape
 from handloop.priors.angle_hulls import AngleHulls
 from handloop.priors.biomechanical_limits import BiomechanicalLimits, Interval
 from handloop.priors.biomechanics import Skeleton, bone_lengths, joint_angles, palm_structure
@@ -145,7 +146,6 @@ def test_points_that_are_no_hand_give_finite_residuals(posed: PosedHand, dtype: 
         part = term.linearise(broken)
         assert part.jacobian is not None and part.value.dtype == part.jacobian.dtype == dtype
         assert bool(torch.isfinite(part.value).all()) and bool(torch.isfinite(part.jacobian).all())
-        assert not part.jacobian[(part.value == 0) & torch.tensor(term.name != "joint_angles")].any()
 
 
 def test_zero_inside(posed: PosedHand) -> None:
@@ -168,22 +168,24 @@ def test_sigmas_divide(posed: PosedHand, limits: BiomechanicalLimits) -> None:
         torch.testing.assert_close(a.jacobian, 2 * b.jacobian)
 
 
-def test_a_solve_brings_hands_back(model: FitModel, hard_state: HandState) -> None:
-    """From poses bent at random, with nothing else to go by, the joint angles go where they are allowed."""
-    hand = replace(model_hand(), hands_coeffs=model_hand().hands_coeffs[:300])
-    terms = list(biomechanical_terms(BiomechanicalLimits.from_hand(hand)))
+def test_a_solve_brings_hands_back(models: HandModels, model: FitModel, hard_state: HandState) -> None:
+    """Hands bent at random, with a weak wish to stay as they are, go where their joints are allowed."""
+    hand = models.pair.right
+    limits = biomechanical_terms(BiomechanicalLimits.from_hand(replace(hand, hands_coeffs=hand.hands_coeffs[:300])))
     g = torch.Generator().manual_seed(3)
-    rotations = hard_state.rotations[60:].clone()
-    rotations[:, 1:] = so3_exp(0.4 * torch.randn(40, 15, 3, dtype=F64, generator=g))
-    start = HandState(rotations, 1.5 * hard_state.betas[60:], hard_state.root[60:], hard_state.log_focal[60:])
-    before = PosedHand.of(model.kinematics, start, jacobian=False)
-    energy = torch.stack([term.linearise(before).energy for term in terms]).sum(0)
-    free = torch.ones(62, dtype=torch.bool)
-    done = solve(model.kinematics, terms, start, free, SolverOptions(30))
-    assert float((done.energy / energy).quantile(0.9)) < 0.01
+    pose = 0.4 * torch.randn(8, 15, 3, dtype=F64, generator=g)
+    rotations = torch.cat([hard_state.rotations[60:68, :1], so3_exp(pose)], 1)
+    start = HandState(rotations, 1.5 * hard_state.betas[60:68], hard_state.root[60:68], hard_state.log_focal[60:68])
 
+    def stay(posed: PosedHand, wanted: Tensor) -> Tensor:
+        return posed.pose - wanted
 
-def model_hand():  # type: ignore[no-untyped-def]
-    from handloop.hand.load import embedded_hand
+    def energy(state: HandState) -> Tensor:
+        posed = PosedHand.of(model.kinematics, state, jacobian=False)
+        return torch.stack([term.linearise(posed).energy for term in limits]).sum(0)
 
-    return embedded_hand().right
+    terms: list[Term] = [*limits, Shape(), AutoTerm("stay", stay, (pose.flatten(1),))]
+    done = solve(model.kinematics, terms, start, torch.ones(62, dtype=torch.bool), SolverOptions(40))
+    assert bool(done.converged.all()) and bool((energy(done.state) < 0.02 * energy(start)).all())
+    moved = so3_log(done.state.rotations[:, 1:] @ rotations[:, 1:].mT).norm(dim=-1)
+    assert float(moved.median()) < 0.5

@@ -1,8 +1,8 @@
 """Compiled energy of one hand, its gradient and its Gauss-Newton matrix: the standard recipe's terms.
 
 The formulas are those of `fitting.terms`. Increments have the 62 columns of `core.terms` with the wrist's rotation
-moved behind the finger joints': pose 45, orient 3, betas 10, wrist position 3, focal 1. The last 17, from `SHARED` on, move
-every point; a finger's own nine move only its points.
+moved behind the finger joints': pose 45, orient 3, betas 10, wrist position 3, focal 1. The last 17, from `SHARED` on,
+move every point; a finger's own nine move only its points.
 """
 
 from __future__ import annotations

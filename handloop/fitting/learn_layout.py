@@ -107,9 +107,7 @@ def update_offsets(
     ridge = (sigma / _OFFSET_SIGMA_M) ** 2
     offsets = (known * scale * missing).sum(0) / ((known * scale.square()).sum(0) + ridge)
     # A larger hand moves every point away from the wrist; kept out of the offsets, size stays with the betas.
-    rest = plain.points(
-        torch.eye(3).to(missing).expand(1, 16, 3, 3), torch.zeros(1, 10).to(missing), torch.zeros(1, 3).to(missing)
-    )[0]
+    rest = plain.rest_points()
     offsets = offsets - rest * ((offsets * rest).sum() / rest.square().sum())
     n = len(state)
     mean = state.betas.sum(0) / (n + 1)

@@ -78,6 +78,13 @@ class Observations:
         parts = (uv, conf, camera.focal, camera.princpt, sigma, length, xyz, inverse_3d, firm)
         return cls(*(t.to(like) for t in parts))
 
+    def select(self, index: Tensor) -> Observations:
+        """The hands named by an integer index."""
+        return Observations(
+            *(self.uv[index], self.conf[index], self.focal[index], self.princpt[index], self.sigma[index]),
+            *(self.length[index], self.xyz[index], self.inverse_sigma_3d[index], self.inverse_focal_sigma[index]),
+        )
+
     def inverse_sigma(self, recipe: Recipe) -> Tensor:
         """(B, 21) conf / sigma, 1/px; 0 for missing points."""
         return self.conf / (self.sigma[:, None] * torch.tensor(recipe.joint_noise).to(self.uv))

@@ -54,7 +54,7 @@ class Finish:
 
 
 @dataclass(frozen=True, eq=False)
-class _Linear:
+class NormalEquations:
     """Energy, gradient and Gauss-Newton matrix at a state."""
 
     energy: Tensor
@@ -89,7 +89,7 @@ def solve(
     # two, with other rounding; a lone hand is therefore kept company by itself.
     rows = _pair(torch.arange(n, device=device))
     state, local = start.select(rows), [t.select(rows) for t in terms]
-    current = _linearise(model, local, state, free)
+    current = normal_equations(model, local, state, free)
     damping = torch.full_like(current.energy, options.damping)
     growth = torch.full_like(current.energy, 2.0)
     # A hand that is done stays put from then on, whether or not it has been dropped from the working set yet.
@@ -97,7 +97,7 @@ def solve(
     for step in range(1, options.max_steps + 1):
         delta, predicted = _step(current, damping)
         trial_state = state.retract(delta)
-        trial = _linearise(model, local, trial_state, free)
+        trial = normal_equations(model, local, trial_state, free)
         gain = current.energy - trial.energy
         ok = active & torch.isfinite(trial.energy) & (gain > 0)
         ratio = gain / predicted.clamp(min=1e-30)
@@ -121,7 +121,7 @@ def solve(
         if count < 0.8 * len(rows):
             at = _pair(active.nonzero()[:, 0])
             rows, state, local = rows[at], state.select(at), [t.select(at) for t in local]
-            current = _Linear(current.energy[at], current.gradient[at], current.hessian[at])
+            current = NormalEquations(current.energy[at], current.gradient[at], current.hessian[at])
             damping, growth, active = damping[at], growth[at], active[at]
     return Solution(final.orthonormalised(), energy, converged, steps)
 
@@ -135,7 +135,7 @@ def finish(model: PointsModel, terms: Sequence[Term], state: HandState, free: Te
     parts = {t.name: t.select(rows).linearise(posed).energy[:n] for t in terms}
     if not posterior or n == 0:
         return Finish(parts, None)
-    at = _linearise(model, [t.select(rows) for t in terms], local, free)
+    at = normal_equations(model, [t.select(rows) for t in terms], local, free)
     diagonal = torch.diagonal(at.hessian, dim1=1, dim2=2)
     factor, failed = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(1e-12 * diagonal))
     assert posed.points_jacobian is not None
@@ -150,7 +150,7 @@ def _pair(index: Tensor) -> Tensor:
     return index.repeat(2) if len(index) == 1 else index
 
 
-def _linearise(model: PointsModel, terms: Sequence[Term], state: HandState, free: Tensor) -> _Linear:
+def normal_equations(model: PointsModel, terms: Sequence[Term], state: HandState, free: Tensor) -> NormalEquations:
     posed = PosedHand.of(model, state, jacobian=True)
     n = len(state)
     energy = state.betas.new_zeros(n)
@@ -175,10 +175,10 @@ def _linearise(model: PointsModel, terms: Sequence[Term], state: HandState, free
     hessian[:, fixed] = 0
     hessian[:, :, fixed] = 0
     hessian[:, fixed, fixed] = 1
-    return _Linear(energy, gradient, hessian)
+    return NormalEquations(energy, gradient, hessian)
 
 
-def _step(at: _Linear, damping: Tensor) -> tuple[Tensor, Tensor]:
+def _step(at: NormalEquations, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Damped Gauss-Newton increment (B, 62) and the decrease the linear model predicts for it (B,)."""
     diagonal = torch.diagonal(at.hessian, dim1=1, dim2=2)
     # A parameter nothing depends on still needs a positive pivot.
@@ -194,8 +194,8 @@ def _step(at: _Linear, damping: Tensor) -> tuple[Tensor, Tensor]:
     return delta, predicted
 
 
-def _where(mask: Tensor, a: _Linear, b: _Linear) -> _Linear:
-    return _Linear(
+def _where(mask: Tensor, a: NormalEquations, b: NormalEquations) -> NormalEquations:
+    return NormalEquations(
         torch.where(mask, a.energy, b.energy),
         torch.where(mask[:, None], a.gradient, b.gradient),
         torch.where(mask[:, None, None], a.hessian, b.hessian),

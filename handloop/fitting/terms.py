@@ -165,8 +165,9 @@ class FocalPrior:
 
     def linearise(self, posed: PosedHand) -> Residual:
         """(B, 1)."""
-        value = (posed.state.log_focal * self.inverse_sigma)[:, None]
-        return residual(value[..., None], self.inverse_sigma[:, None, None, None], columns=FOCAL)
+        scale = self.inverse_sigma.to(posed.state.log_focal)
+        value = (posed.state.log_focal * scale)[:, None]
+        return residual(value[..., None], scale[:, None, None, None], columns=FOCAL)
 
     def select(self, index: Tensor) -> FocalPrior:
         """See `Term.select`."""

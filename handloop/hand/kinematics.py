@@ -106,6 +106,11 @@ class Kinematics:
             rotations, betas, root = rotations.repeat(2, 1, 1, 1), betas.repeat(2, 1), root.repeat(2, 1)
         return self._forward(rotations, betas, root).points[:n]
 
+    def rest_points(self) -> Tensor:
+        """(21, 3) m, the points of the mean shape at rest, the wrist at the origin."""
+        eye = torch.eye(3).to(self.joints).expand(1, 16, 3, 3)
+        return self.points(eye, self.joints.new_zeros(1, 10), self.joints.new_zeros(1, 3))[0]
+
     def frames(self, rotations: Tensor) -> Tensor:
         """(B, 16, 3, 3) world rotations of the joints' frames, MANO order, of (B, 16, 3, 3) relative ones."""
         like = rotations[:, 0, 0]

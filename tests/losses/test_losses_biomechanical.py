@@ -190,8 +190,8 @@ def test_descending_the_loss_mends_a_hand(hands: Tensor, limits: BiomechanicalLi
     points = hands[10:20].clone().requires_grad_()
     weights = BiomechanicalWeights(1, 0.1, 1)
     before = biomechanical_loss(points.detach(), limits, weights=weights)
-    optimiser = torch.optim.Adam([points], lr=5e-4)
-    for _ in range(60):
+    optimiser = torch.optim.Adam([points], lr=1e-3)
+    for _ in range(40):
         optimiser.zero_grad()
         biomechanical_loss(points, limits, weights=weights).sum().backward()
         optimiser.step()

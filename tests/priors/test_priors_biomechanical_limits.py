@@ -18,7 +18,7 @@ from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import embedded_hand
 from handloop.hand.model import Hand
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
-from handloop.priors.biomechanics import Skeleton, bone_lengths, joint_angles, palm_structure
+from handloop.priors.biomechanics import PALM_NAMES, Skeleton, bone_lengths, joint_angles, palm_structure
 
 F64 = torch.float64
 
@@ -200,7 +200,7 @@ def test_save_and_load_are_exact(of_hand: BiomechanicalLimits, joints: Tensor, t
         ({"version": 2}, "version 2 of the format, this handloop reads 1."),
         ({"curvature": {}}, "'thumb-index' is missing; write the file again with handloop limits."),
         (
-            {"spread_rad": dict.fromkeys(("thumb-index", "index-middle", "middle-ring", "ring-pinky"), [2, 1])},
+            {"spread_rad": {name: [2, 1] for name in PALM_NAMES}},
             "damaged (a range is not a pair (low, high) of numbers); write the file again with handloop limits.",
         ),
         (

@@ -158,8 +158,8 @@ def test_curvature_of_a_palm_on_a_cylinder_is_one_over_its_radius() -> None:
     points[[1, 5, 9, 13, 17]] = torch.tensor(ring)
     points[0] = 0
     curvature, _ = palm_structure(Skeleton.of(points[None]), None)
-    # From that far away the normals n_i are those of the chords, which turn by 20 degrees from one to the next; inner edge
-    # normals are the surface's own: e' - e = 2 sin(10 deg) along a chord of 2 r sin(10 deg).
+    # From that far away the normals n_i are those of the chords, which turn by 20 degrees from one to the next; the
+    # inner edge normals are the surface's own: e' - e = 2 sin(10 deg) along a chord of 2 r sin(10 deg).
     np.testing.assert_allclose(curvature.value[0, 1:3].numpy(), 1 / radius, rtol=1e-3)
 
 
@@ -334,7 +334,7 @@ def test_closed_form_equals_autograd(mixed_hands: Tensor, reference: int | None)
 
 
 def test_autograd_equals_differences() -> None:
-    hands = torch.cat([random_hands(20, 4), build()[None]])
+    hands = torch.cat([random_hands(9, 4), build()[None]])
     expected, step = by_autograd(hands, 8), 1e-6
     for column in range(63):
         e = step * torch.eye(63, dtype=F64)[column].reshape(21, 3)

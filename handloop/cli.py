@@ -122,6 +122,24 @@ class ExportCommand:
 
 
 @dataclass(frozen=True)
+class LayoutCommand:
+    """Learn what a source means by its 21 points, from hands with known 3D joints or from 2D keypoints alone."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """npz with joints_3d (N,21,3) in m, or with --from-2d any keypoint file or folder that `fit` reads."""
+    out: Path
+    """Layout file to write (JSON), for `handloop fit --layout`."""
+    from_2d: bool = False
+    """Learn from 2D alone: needs cameras, hundreds of hands, and many people, poses and views; refuses otherwise."""
+    camera: Path | None = None
+    """Camera file for all hands, where the keypoint files hold none (with --from-2d)."""
+    mano: str | None = None
+    """MANO file or folder, as for `fit`. A layout belongs to the model it was learned with."""
+    hands: int = 1000
+    """Hands used at most, drawn evenly from the whole."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -142,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             "limits": LimitsCommand,
             "eval": EvalCommand,
             "export": ExportCommand,
+            "layout": LayoutCommand,
             "doctor": DoctorCommand,
             "version": VersionCommand,
         },
@@ -155,6 +174,10 @@ def main(argv: list[str] | None = None) -> int:
     from handloop.core.errors import HandloopError
 
     try:
+        if isinstance(command, LayoutCommand):
+            from handloop.layout_job import run_layout
+
+            return run_layout(command)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 

@@ -41,8 +41,8 @@ class FitCommand:
     """Standard deviation of the keypoints in px of a hand whose box is 224 px; 2 covers detectors and the model."""
     layout: Path | None = None
     """What the source means by its points, as learned by `handloop layout`; without it, the model's own points."""
-    recipe: Literal["default", "fast", "careful"] = "default"
-    """How thoroughly to search."""
+    recipe: Literal["default", "fast", "careful", "spin", "smplify"] = "default"
+    """How thoroughly to search; spin and smplify are the published methods, for comparison."""
     save: tuple[Literal["meshes", "overlays"], ...] = ()
     """Also write meshes/*.obj, or overlays/*.png of every hand."""
     report_hands: int = 60

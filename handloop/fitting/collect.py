@@ -13,11 +13,11 @@ from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
 from handloop.core.results import FitResult, Status
 from handloop.core.terms import HandState
-from handloop.fitting.problem import HandModels
+from handloop.fitting.observe import Observations
+from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Finish, Solution
 from handloop.fitting.trust import judge, reasons_against
-from handloop.hand.kinematics import Kinematics
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Output:
             terms={},
         )
 
-    def put(self, at: Tensor, best: Best, ends: Finish, kinematics: Kinematics, n_points: Tensor) -> None:
+    def put(self, at: Tensor, best: Best, ends: Finish, model: FitModel, seen: Observations) -> None:
         """Take over the finite solutions; the rest keep NaN and the status "failed"."""
         solution = best.solution
         good = torch.isfinite(solution.energy) & torch.isfinite(solution.state.rotations).flatten(1).all(1)
@@ -93,8 +93,9 @@ class Output:
         ended = torch.where(solution.converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         self.status[rows] = ended[good].cpu()
         if ends.spread is not None:
-            points = kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
-            trust = judge(ends.spread, points, ends.terms, n_points, best.gap, best.apart)
+            points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
+            count = (seen.conf > 0).sum(1)
+            trust = judge(ends.spread, points, ends.terms, count, best.gap, best.apart)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
             self.expected[rows] = trust.expected_error[good].cpu()

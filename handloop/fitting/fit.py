@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from handloop.core.errors import InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.results import FitResult, Status
 from handloop.core.terms import HandState
+from handloop.fitting.baselines import BASELINE_SEEDS, fit_baseline
 from handloop.fitting.collect import Best, Output, result_of
 from handloop.fitting.engines import Engine, choose_engine, uses_fused_engine
 from handloop.fitting.observe import Observations
@@ -144,6 +147,14 @@ def fit_keypoints(
 
 def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output) -> None:
     engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
+    if recipe.baseline is not None:
+        starts = closed_form_starts(model.kinematics, model.seeds[:BASELINE_SEEDS], seen.views())
+        found = fit_baseline(model, seen, recipe.baseline, starts, 2 * BASELINE_SEEDS, model.hand)
+        ends = engine.finish(found.state, recipe.posterior)
+        energy = torch.stack(list(ends.terms.values())).sum(0)
+        none = torch.full_like(energy, float("inf"))
+        out.put(at, Best(replace(found, energy=energy), none, torch.zeros_like(energy)), ends, model, seen)
+        return
     seeds = model.seeds[: recipe.seeds]
     starts = closed_form_starts(model.kinematics, seeds, seen.views())
     in_3d = (seen.inverse_sigma_3d > 0).sum(1) >= MIN_POINTS
@@ -151,5 +162,4 @@ def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, 
         placed = point_starts(model.kinematics, seeds, seen.xyz, seen.inverse_sigma_3d)
         starts = placed.where(in_3d.repeat_interleave(2 * len(seeds)), starts)
     best = fit_from(engine, model.kinematics, starts, 2 * len(seeds), recipe)
-    count = (seen.conf > 0).sum(1)
-    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model.kinematics, count)
+    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model, seen)

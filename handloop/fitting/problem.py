@@ -24,6 +24,8 @@ from handloop.priors.shape import HandLength
 class FitModel:
     """One side's model in the right-hand canonical frame, ready to fit."""
 
+    hand: Hand
+    """The model, right-hand canonical."""
     kinematics: Kinematics
     """With the source's offsets, if any: its points are what the keypoints mean."""
     plain: Kinematics
@@ -52,7 +54,7 @@ class FitModel:
         seeds = seed_poses(limits, prior.mean).to(like)
         prior = GaussianPosePrior(prior.mean.to(like), prior.precision_factor.to(like))
         plain, mean = Kinematics.from_hand(hand, dtype), layout.mean_betas.to(like)
-        return cls(kinematics, plain, mean, prior, limits.to(like), HandLength.of(kinematics), seeds, like)
+        return cls(hand, kinematics, plain, mean, prior, limits.to(like), HandLength.of(kinematics), seeds, like)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from handloop.core.errors import InputError
 from handloop.core.terms import Term
+from handloop.fitting.baseline_smplify import SmplifyOptions
+from handloop.fitting.baseline_spin import SpinOptions
 from handloop.fitting.solver import SolverOptions
 
 
@@ -40,6 +42,9 @@ class Recipe:
     """How many starts are taken to convergence."""
     solver: SolverOptions = field(default_factory=SolverOptions)
     """Stopping rules for the finalists."""
+    baseline: SpinOptions | SmplifyOptions | None = None
+    """A classic method in place of the standard search and solver; energies and posterior stay the standard terms', so
+    that results can be compared."""
     posterior: bool = True
     """Compute how far each fit can be trusted: about 0.1 ms per hand."""
     fixed: tuple[str, ...] = ()
@@ -71,6 +76,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(),
     "fast": Recipe(name="fast", seeds=2, explore_steps=3, finalists=1, solver=SolverOptions(15, 1e-3)),
+    "spin": Recipe(name="spin", baseline=SpinOptions()),
+    "smplify": Recipe(name="smplify", baseline=SmplifyOptions()),
     "careful": Recipe(name="careful", seeds=6, explore_steps=8, finalists=6, solver=SolverOptions(60, 1e-6)),
 }
-"""Recipes by name."""
+"""Recipes by name. "spin" and "smplify" are published methods, for comparison."""

@@ -3,7 +3,8 @@
     python -m benchmarks.accuracy --hands 500
 
 Real hands are used where HANDLOOP_REAL_DATA (default ../shared/data) holds keypoints_3d/fpha.npz and ge2019.npz: 3D
-truth, seen as exact projections. On FPHA, layouts are learned from subjects 1 and 2, and subject 3 is measured. `--only TEXT` takes the cases whose names hold the text.
+truth, seen as exact projections. On FPHA, layouts are learned from subjects 1 and 2, and subject 3 is
+measured. `--only TEXT` takes the cases whose names hold the text.
 """
 
 from __future__ import annotations

@@ -68,6 +68,11 @@ def fit(
         camera = K
     else:
         camera = Camera.from_matrix(K, n)
+    if n and float(camera.focal.min()) < 10:
+        raise InputError(
+            f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
+            "Multiply its first row by the width and its second by the height of the picture."
+        )
     length = None
     if hand_length_mm is not None:
         length = torch.as_tensor(hand_length_mm, dtype=torch.float64) / 1000

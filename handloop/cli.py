@@ -200,8 +200,14 @@ def main(argv: list[str] | None = None) -> int:
     except HandloopError as error:
         print(f"handloop: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"handloop: {error.filename or 'a file'} cannot be used ({error.strerror or error}).", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("handloop: interrupted; what was fitted is kept, go on with --resume.", file=sys.stderr)
+        kept = isinstance(command, FitCommand) and (command.out / "parts").is_dir()
+        print(
+            f"handloop: interrupted{'; what was fitted is kept, go on with --resume' if kept else ''}.", file=sys.stderr
+        )
         return 130
 
 

@@ -18,7 +18,7 @@ from handloop.core.joints import FINGERS, TIP_SETS
 from handloop.hand.load import load_hand
 from handloop.hand.model import Hand, HandPair
 
-_PACKAGES = ("torch", "numpy", "scipy", "trimesh", "embreex", "plotly", "tyro", "rich", "pillow", "smplx")
+_PACKAGES = ("torch", "numpy", "scipy", "numba", "trimesh", "embreex", "plotly", "tyro", "rich", "pillow", "smplx")
 
 
 def run_doctor(mano: str | None) -> int:
@@ -39,7 +39,7 @@ def run_doctor(mano: str | None) -> int:
         return 1
     _describe(console, pair)
     started = time.monotonic()
-    fit(np.zeros((1, 21, 2)) + np.arange(21)[:, None], hand=pair)
+    fit(np.zeros((1, 21, 2)) + np.arange(21)[:, None], hand=pair, device="cpu")
     console.print(f"the compiled fit is ready (first fit of this process: {time.monotonic() - started:.1f} s)")
     return 0
 

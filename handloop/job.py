@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,6 +77,11 @@ def run_fit(command: FitCommand) -> int:
         raise InputError(
             f"the folder {out} for the results cannot be made ({error.strerror}); name another."
         ) from error
+    _clear_earlier(out)
+    if device.type == "cpu":
+        from handloop.fitting.fused.compiler import ensure_compiled
+
+        ensure_compiled()
     started = time.monotonic()
     result = _fit_in_parts(command, recipe, models, keypoints, camera, console)
     seconds = time.monotonic() - started
@@ -141,6 +147,20 @@ def _recipe(command: FitCommand) -> Recipe:
             raise InputError(f"--free-focal is {command.free_focal}, expected a relative deviation of 0.01 to 2.")
         recipe = replace(recipe, focal_sigma=command.free_focal)
     return recipe
+
+
+def _clear_earlier(out: Path) -> None:
+    """Remove what an earlier run wrote, so that a page or a mesh of other hands is never taken for this run's.
+
+    Only in a folder whose summary is ours, and only files of the kinds a run writes.
+    """
+    summary = out / "summary.json"
+    if not summary.is_file() or "handloop_version" not in summary.read_text(encoding="utf-8", errors="replace"):
+        return
+    written = [out / "results.npz", summary, out / "report.html"]
+    written += [*(out / "overlays").glob("*.png"), *(out / "meshes").glob("*.obj")]
+    for path in written:
+        path.unlink(missing_ok=True)
 
 
 def _fit_in_parts(
@@ -259,7 +279,7 @@ def _write_pictures(
 
 def _model_notes(models: HandModels) -> list[str]:
     right, left = models.pair.right, models.pair.left
-    notes = [*right.notes, *left.notes]
+    notes = list(dict.fromkeys([*right.notes, *left.notes]))
     if not right.licensed:
         notes.append(
             "the embedded hand is used: parameters are not MANO's. Name your MANO file with --mano to get those."
@@ -294,6 +314,12 @@ def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds:
         )
     else:
         console.print(f"none of {len(result)} hands fitted.")
+    doubtful = [text for text, ok in zip(result.doubts, result.fitted().tolist(), strict=True) if ok and text]
+    if doubtful:
+        counts = Counter(reason for text in doubtful for reason in text.split("; "))
+        named = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
+        style = "red" if len(doubtful) > fitted / 2 else "yellow"
+        console.print(f"{len(doubtful)} of them are doubtful: {named}.", style=style, markup=False)
     for status in (Status.TOO_FEW_POINTS, Status.FAILED):
         rows = (result.status == status).nonzero()[:, 0].tolist()
         if rows:

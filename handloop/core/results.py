@@ -90,7 +90,8 @@ class FitResult:
     steps: Tensor
     """(N,) int64 accepted and rejected steps of the winning start."""
     hypothesis_gap: Tensor
-    """(N,) energy of the best different solution minus the best one; inf when no other was found."""
+    """(N,) energy of the best different solution minus the best one; inf when no other was found, NaN where none was
+    looked for."""
     hand: MeshModel
     """The model, for `vertices()`."""
     provenance: Mapping[str, str]

@@ -94,7 +94,7 @@ class Output:
         self.status[rows] = ended[good].cpu()
         if ends.spread is not None:
             points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
-            count = (seen.conf > 0).sum(1)
+            count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
             trust = judge(ends.spread, points, ends.terms, count, best.gap, best.apart)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
@@ -127,7 +127,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
     mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
     joints, meant = joints * mirror, meant * mirror
-    factor = out.state.log_focal.double().exp().nan_to_num(1.0)
+    factor = torch.where(camera.is_known(), 1.0, out.state.log_focal.double().exp().nan_to_num(1.0))
     used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
     fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)

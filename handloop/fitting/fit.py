@@ -128,6 +128,8 @@ def fit_keypoints(
     extra = [t.name for t in recipe.extra_terms]
     if len(set(extra)) != len(extra):
         raise InputError(f"two extra terms share a name: {extra}.")
+    if recipe.baseline is not None:
+        _check_baseline(recipe, hand_length, points_3d)
     for model, rows in models.split(keypoints.is_right):
         rows = rows[usable[rows]]
         chunk = _chunk(model, recipe)
@@ -145,6 +147,23 @@ def fit_keypoints(
     return result_of(models, keypoints, camera, recipe, out)
 
 
+def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tensor | None) -> None:
+    """Refuse what the published methods have no place for, rather than leave it aside in silence."""
+    given = {
+        "3D points": points_3d is not None,
+        "a hand length": hand_length is not None,
+        "a free focal length": recipe.focal_sigma is not None,
+        "fixed parameters": bool(recipe.fixed),
+        "extra terms": bool(recipe.extra_terms),
+    }
+    asked = [name for name, there in given.items() if there]
+    if asked:
+        raise InputError(
+            f"the recipe {recipe.name!r} is a published method that knows nothing of {', '.join(asked)}; "
+            "use the recipe default, fast or careful."
+        )
+
+
 def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output) -> None:
     engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
     if recipe.baseline is not None:
@@ -152,7 +171,7 @@ def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, 
         found = fit_baseline(model, seen, recipe.baseline, starts, 2 * BASELINE_SEEDS, model.hand)
         ends = engine.finish(found.state, recipe.posterior)
         energy = torch.stack(list(ends.terms.values())).sum(0)
-        none = torch.full_like(energy, float("inf"))
+        none = torch.full_like(energy, float("nan"))  # It looks for no other solution.
         out.put(at, Best(replace(found, energy=energy), none, torch.zeros_like(energy)), ends, model, seen)
         return
     seeds = model.seeds[: recipe.seeds]

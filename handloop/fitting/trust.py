@@ -21,6 +21,10 @@ _CHI2_45_999 = 80.1
 """99.9 % of hands have a squared Mahalanobis distance below this (chi-squared with 45 degrees of freedom)."""
 
 
+_POINTS_3D_LIMIT = 21 * 1.5 * 9.0
+"""Energy of 21 points that miss by three times the noise each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trust:
     """B verdicts."""
@@ -36,7 +40,7 @@ class Trust:
 
 
 def judge(
-    spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_points: Tensor, gap: Tensor, apart: Tensor
+    spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_numbers: Tensor, gap: Tensor, apart: Tensor
 ) -> Trust:
     """Sum up a posterior.
 
@@ -44,7 +48,7 @@ def judge(
         spread: (B, 21, 3, 62) factor of the covariance, m.
         points: (B, 21, 3) m, the fitted points.
         terms: (B,) energies by term.
-        n_points: (B,) visible keypoints.
+        n_numbers: (B,) coordinates seen: two for each keypoint, three for each known 3D point.
         gap: (B,) energy of the runner-up minus the best, inf without one.
         apart: (B,) m, mean distance of the runner-up's points, wrist on wrist, 0 without one.
     """
@@ -53,8 +57,8 @@ def judge(
     depth_sd = INFLATION * mean[:, 2].square().sum(-1).sqrt()
     posterior = INFLATION * _aligned_rms(spread, points)
     # Residuals larger than the noise model mean that model and data differ: Birge's ratio widens the posterior.
-    freedom = (2 * n_points - 6).clamp(min=2).to(posterior)
-    birge = (2 * terms["reprojection"] / freedom).clamp(min=1.0).sqrt()
+    freedom = (n_numbers - 6).clamp(min=2).to(posterior)
+    birge = (2 * (terms["reprojection"] + terms["points_3d"]) / freedom).clamp(min=1.0).sqrt()
     # The mean of a 3D distance is 0.92 of its root mean square.
     within = 0.92 * posterior * birge
     odds = torch.sigmoid(-gap)
@@ -105,6 +109,7 @@ def reasons_against(
         (beyond > 15, "joints are bent beyond their limits"),
         (betas.abs().amax(1) > 3, "the shape is an outlier"),
         (relative_rms > 0.05, "the joints miss the keypoints"),
+        (terms["points_3d"] > _POINTS_3D_LIMIT, "the joints miss the 3D points"),
         ((gap < 1) & (apart > 0.015), "another pose explains the keypoints as well"),
     )
     out: list[list[str]] = [[] for _ in range(len(betas))]

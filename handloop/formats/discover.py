@@ -83,15 +83,29 @@ def _walk(folder: Path, suffixes: frozenset[str]) -> tuple[list[FoundFile], list
     for parent, folders, names in os.walk(folder, onerror=unreadable):
         # Hidden folders (.git, .ipynb_checkpoints) and archive leftovers hold no keypoints.
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
+        ours = _is_output(parent, folders, names)
+        if ours:
+            folders.clear()
         for name in names:
             path = Path(parent, name)
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
+            if ours and not (name == "results.npz" and Path(parent) == folder):
+                skipped.append(str(path))
+            elif os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
                 found.append((path.relative_to(folder).as_posix(), path))
             else:
                 skipped.append(str(path))
     found.sort(key=lambda item: natural_key(item[0]))
     skipped.sort(key=natural_key)
     return [FoundFile(path, relative, False) for relative, path in found], skipped, problems
+
+
+def _is_output(parent: str, folders: list[str], names: list[str]) -> bool:
+    """Whether a folder is what an earlier `handloop fit --out` wrote: its fits are no new hands.
+
+    Named itself, such a folder still gives its `results.npz`.
+    """
+    finished = "results.npz" in names and "summary.json" in names
+    return finished or ("parts" in folders and Path(parent, "parts", "fingerprint.txt").is_file())
 
 
 def _nothing_message(others: list[str], suffixes: frozenset[str]) -> str:

@@ -59,7 +59,7 @@ def pa(points: Tensor, truth: Tensor) -> Tensor:
 def test_a_layout_is_learned_from_3d() -> None:
     points, _ = hands(200, 1)
     learned = learn_from_joints(PAIR.right, points, torch.ones(200, dtype=torch.bool), "made up")
-    assert learned.error_mm[0] > 2 and learned.error_mm[-1] < 1
+    assert learned.error_mm[0] > 2.5 and learned.error_mm[-1] < 1.25
     unseen, _ = hands(100, 2)
     plain = handloop.fit_joints(unseen, hand=PAIR)
     used = handloop.fit_joints(unseen, hand=PAIR, layout=learned.layout)

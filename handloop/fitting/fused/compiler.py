@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +49,31 @@ def _cache_folder() -> Path:
 _FOLDER = _cache_folder()
 
 
-def is_compiled() -> bool:
-    """Whether an earlier run has left the compiled solve in the cache."""
-    return any(_FOLDER.rglob("solve.solve_range*.nbi"))
+_HERE = hashlib.sha256(f"{Path(__file__).parent} {sys.version}".encode()).hexdigest()[:16]
+_MARKER = _FOLDER / f"compiled-{_HERE}"
+"""Left when these sources, at this place and for this Python, have been compiled: numba's cache is by place as well."""
+
+_WARM_UP = (
+    "import numpy as np, handloop; handloop.fit(np.arange(42.0).reshape(1, 21, 2), hand='embedded', device='cpu')"
+)
+
+
+def ensure_compiled() -> None:
+    """Fill the cache in a process of its own, once, so that every run works with code loaded from it.
+
+    Code that a process has just compiled and code it has loaded differ in the last bits: numba links them in another
+    order. A process that cannot be started only costs that guarantee, not the fit.
+    """
+    if _MARKER.exists() or os.environ.get("HANDLOOP_COMPILING"):
+        return
+    logging.getLogger("handloop").warning("compiling the fit, once per installation (about 20 s) ...")
+    environment = {**os.environ, "HANDLOOP_COMPILING": "1"}
+    try:
+        done = subprocess.run([sys.executable, "-c", _WARM_UP], env=environment, capture_output=True, check=False)
+        if done.returncode == 0:
+            _MARKER.touch()
+    except OSError:
+        pass
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.terms import N_PARAMS, POSE, HandState
-from handloop.fitting.fused.compiler import is_compiled
+from handloop.fitting.fused.compiler import ensure_compiled
 from handloop.fitting.fused.records import Model, Seen
 from handloop.fitting.fused.solve import finish_range, solve_range
 from handloop.fitting.observe import Observations
@@ -38,8 +37,7 @@ class FusedEngine:
     @classmethod
     def of(cls, model: FitModel, seen: Observations, recipe: Recipe, free: Tensor) -> FusedEngine:
         """Copy what is needed into contiguous float64 arrays."""
-        if not is_compiled():
-            logging.getLogger("handloop").warning("compiling the fit, once per installation (about 20 s) ...")
+        ensure_compiled()
         return cls(
             _constants(model, recipe, free),
             Seen(
@@ -73,7 +71,7 @@ class FusedEngine:
         )
 
     def finish(self, state: HandState, posterior: bool) -> Finish:
-        """As `fitting.fit.Engine.finish`."""
+        """As `fitting.engines.Engine.finish`."""
         arrays = [_array(t) for t in (state.rotations, state.betas, state.root, state.log_focal)]
         n = len(state)
         parts = np.zeros((n, len(TERM_NAMES)))

@@ -154,3 +154,19 @@ GOOD = points(2)
 def test_bad_arrays_are_named(tmp_path: Path, arrays: dict[str, object], words: str) -> None:
     result = read_keypoints([save(tmp_path / "a.npz", **arrays)])
     assert len(result.problems) == 1 and words in result.problems[0].message
+
+
+def test_what_a_run_wrote_is_not_read_as_input(tmp_path: Path) -> None:
+    save(tmp_path / "a.npz", keypoints_2d=points(1))
+    out = tmp_path / "out"
+    out.mkdir()
+    save(out / "results.npz", keypoints_2d=points(2))
+    (out / "summary.json").write_text("{}")
+    interrupted = tmp_path / "other" / "parts"
+    interrupted.mkdir(parents=True)
+    save(interrupted / "part-000000.npz", keypoints_2d=points(3))
+    (interrupted / "fingerprint.txt").write_text("x")
+    assert len(read_keypoints([tmp_path]).keypoints) == 1
+    # Named itself, the folder gives its results.
+    named = read_keypoints([out])
+    assert len(named.keypoints) == 2 and named.problems == ()

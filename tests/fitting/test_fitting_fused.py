@@ -1,0 +1,104 @@
+"""The fused engine against the tensor engine: every term at once, at one state and after whole solves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import handloop
+from handloop.core.camera import Camera
+from handloop.core.errors import InputError
+from handloop.core.keypoints import Keypoints
+from handloop.core.layout import KeypointLayout
+from handloop.core.rotations import so3_exp
+from handloop.core.terms import HandState
+from handloop.fitting.engines import TensorEngine, free_parameters, standard_terms
+from handloop.fitting.fused.engine import FusedEngine
+from handloop.fitting.observe import Observations
+from handloop.fitting.problem import HandModels
+from handloop.fitting.recipes import Recipe
+from handloop.hand.load import embedded_hand
+
+F64 = torch.float64
+PAIR = embedded_hand()
+N = 40
+
+
+@pytest.fixture(scope="module")
+def engines() -> tuple[FusedEngine, TensorEngine, HandState]:
+    """Both engines: layout, 3D points, known lengths, free and known focal lengths, missing points."""
+    g = torch.Generator().manual_seed(0)
+    layout = KeypointLayout(
+        "test",
+        0.01 * torch.randn(21, 3, dtype=F64, generator=g),
+        0.3 * torch.randn(10, dtype=F64, generator=g),
+    )
+    model = HandModels.of(PAIR, layout=layout).right
+    poses = torch.tensor(PAIR.right.poses())[torch.randint(2000, (N,), generator=g)]
+    turn = so3_exp(1.5 * torch.randn(N, 3, dtype=F64, generator=g))
+    rotations = torch.cat([turn[:, None], so3_exp(poses.reshape(N, 15, 3))], 1)
+    root = torch.cat([0.05 * torch.randn(N, 2, generator=g), 0.5 + 0.2 * torch.rand(N, 1, generator=g)], 1).double()
+    truth = HandState(rotations, torch.randn(N, 10, dtype=F64, generator=g), root, torch.zeros(N, dtype=F64))
+    points = model.kinematics.points(truth.rotations, truth.betas, truth.root)
+    uv = 600 * points[..., :2] / points[..., 2:] + 2 * torch.randn(N, 21, 2, dtype=F64, generator=g)
+    conf = (torch.rand(N, 21, 1, generator=g) > 0.2).double() * torch.rand(N, 21, 1, dtype=F64, generator=g)
+    camera = Camera(torch.full((N, 2), 580.0, dtype=F64), torch.zeros(N, 2, dtype=F64), known=torch.arange(N) % 2 == 0)
+    length = torch.where(torch.arange(N) % 3 == 0, 0.19, float("nan")).double()
+    weight = (torch.rand(N, 21, 1, generator=g) > 0.5).double()
+    given = torch.cat([points + 0.004 * torch.randn(N, 21, 3, dtype=F64, generator=g), weight], 2)
+    recipe = Recipe(focal_sigma=0.1)
+    keypoints = Keypoints.from_arrays(torch.cat([uv, conf], 2))
+    seen = Observations.of(keypoints, camera, recipe, length, model.like, given)
+    free = free_parameters(recipe, model.like.device)
+    tensor = TensorEngine(model.kinematics, standard_terms(model, seen, recipe), free)
+    moved = 0.2 * torch.randn(N, 62, dtype=F64, generator=g)
+    return FusedEngine.of(model, seen, recipe, free), tensor, truth.retract(moved)
+
+
+def test_energies_and_posterior_are_the_same(engines: tuple[FusedEngine, TensorEngine, HandState]) -> None:
+    fused, tensor, state = engines
+    a, b = fused.finish(state, True), tensor.finish(state, True)
+    assert set(a.terms) == set(b.terms) and all(float(value.max()) > 0 for value in b.terms.values())
+    for name, value in b.terms.items():
+        assert float(((a.terms[name] - value).abs() / (1 + value)).max()) < 1e-10, name
+    assert a.spread is not None and b.spread is not None
+    left, right = a.spread.flatten(1, 2), b.spread.flatten(1, 2)
+    covariance = right @ right.mT
+    assert float((left @ left.mT - covariance).abs().max() / covariance.abs().max()) < 1e-6
+
+
+def test_solves_end_in_the_same_place(engines: tuple[FusedEngine, TensorEngine, HandState]) -> None:
+    fused, tensor, state = engines
+    hand = torch.arange(N)
+    a, b = fused.solve(state, hand, Recipe().solver), tensor.solve(state, hand, Recipe().solver)
+    relative = (a.energy - b.energy).abs() / b.energy
+    # A step that is accepted in one and refused in the other by the last digit may lead a hand elsewhere.
+    assert float((relative < 1e-4).double().mean()) >= 0.95
+    assert float(relative.median()) < 1e-8
+
+
+def test_a_published_method_refuses_what_it_does_not_know() -> None:
+    points = np.random.default_rng(0).uniform(100, 300, (2, 21, 2))
+    with pytest.raises(InputError, match="'spin' is a published method that knows nothing of a hand length"):
+        handloop.fit(points, recipe="spin", hand_length_mm=180.0)
+    with pytest.raises(InputError, match="knows nothing of 3D points"):
+        handloop.fit_joints(np.random.default_rng(1).normal(0, 0.05, (2, 21, 3)), recipe="smplify")
+
+
+def test_a_normalised_camera_is_refused() -> None:
+    with pytest.raises(InputError, match="focal length of 1 px, expected hundreds; is K normalised"):
+        handloop.fit(np.zeros((1, 21, 2)) + np.arange(21)[:, None], K=np.eye(3))
+
+
+def test_a_known_focal_length_stays_to_the_bit() -> None:
+    uv = np.random.default_rng(2).uniform(100, 300, (3, 21, 2))
+    result = handloop.fit(uv, K=[[600, 0, 200], [0, 600, 200], [0, 0, 1]], recipe=Recipe(focal_sigma=0.3))
+    assert bool((result.camera.focal == 600).all())
+
+
+def test_points_that_are_no_hand_are_doubted() -> None:
+    joints = np.random.default_rng(3).normal(0, 0.06, (20, 21, 3))
+    result = handloop.fit_joints(joints, hand=PAIR)
+    assert not bool(result.plausible.any()) and all("the joints miss the 3D points" in text for text in result.doubts)
+    assert float(result.expected_error_mm.median()) > 15

@@ -17,7 +17,6 @@ from handloop.core.keypoints import Keypoints
 from handloop.core.layout import KeypointLayout
 from handloop.core.results import FitResult
 from handloop.fitting.fit import fit_keypoints
-from handloop.fitting.observe import in_front
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.hand.load import load_hand
@@ -69,7 +68,21 @@ def fit(
         camera = K
     else:
         camera = Camera.from_matrix(K, n)
-    length = known_length(hand_length_mm, n)
+    if n and float(camera.focal.min()) < 10:
+        raise InputError(
+            f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
+            "Multiply its first row by the width and its second by the height of the picture."
+        )
+    length = None
+    if hand_length_mm is not None:
+        length = torch.as_tensor(hand_length_mm, dtype=torch.float64) / 1000
+        if length.shape not in ((), (n,)):
+            raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
+        length = length.expand(n)
+        if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
+            raise InputError(
+                "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
+            )
     models = hand_models(hand, pick_device(device), dtype, layout)
     return fit_keypoints(models, keypoints, camera, pick_recipe(recipe), length)
 
@@ -103,13 +116,17 @@ def fit_joints(
         raise InputError(f"joints have shape {tuple(given.shape)}, expected (N, 21, 3) m or (N, 21, 4) with a weight.")
     if given.shape[2] == 3:
         given = torch.cat([given, torch.ones_like(given[..., :1])], 2)
-    points, shift = in_front(given)
-    away = (points[..., :3] - torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)).norm(dim=-1)
-    size = torch.where(points[..., 3] > 0, away, torch.zeros_like(away)).amax(1)
+    known = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
+    xyz = torch.where(known[..., None], given[..., :3], torch.full_like(given[..., :3], float("nan")))
+    middle = xyz.nanmean(1, keepdim=True).nan_to_num(0.0)
+    size = (xyz - middle).nan_to_num(0.0).norm(dim=-1).amax(1)
     if len(size) and float(size.median()) > 2:
         raise InputError(
             f"the joints spread over {float(size.median()):.0f} units, expected metres; divide millimetres by 1000."
         )
+    # The solver keeps wrists in front of a camera; without 2D any shift will do, and it is taken back at the end.
+    shift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - middle
+    points = torch.cat([xyz.nan_to_num(0.0) + shift, known.double()[..., None] * given[..., 3:]], 2)
     n = len(given)
     keypoints = Keypoints.from_arrays(torch.zeros(n, 21, 3), is_right)
     camera = Camera.assumed(keypoints.image_size, keypoints.box())
@@ -123,23 +140,6 @@ def fit_joints(
         keypoints_3d=result.keypoints_3d - shift.to(result.keypoints_3d),
         keypoints_2d_fit=torch.full_like(result.keypoints_2d_fit, float("nan")),
     )
-
-
-def known_length(millimetres: float | np.ndarray | Tensor | None, n: int) -> Tensor | None:
-    """(n,) m from one length in mm or n of them, NaN where unknown; None for none known.
-
-    Raises:
-        InputError: another shape, or a length no hand has.
-    """
-    if millimetres is None:
-        return None
-    length = torch.as_tensor(millimetres, dtype=torch.float64) / 1000
-    if length.shape not in ((), (n,)):
-        raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
-    length = length.expand(n)
-    if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
-        raise InputError("a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip.")
-    return length
 
 
 def pick_recipe(recipe: Recipe | str) -> Recipe:

@@ -28,12 +28,11 @@ from rich.progress import (
 from rich.text import Text
 
 from handloop._version import __version__
-from handloop.api import hand_models, known_length, pick_device
+from handloop.api import fit, hand_models, pick_device
 from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merge_arrays, save_npz, write_text
-from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
@@ -53,7 +52,6 @@ def run_fit(command: FitCommand) -> int:
             "no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out"
         )
     recipe = _recipe(command)
-    known_length(command.hand_length, 1)
     device = pick_device(command.device)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     models = hand_models(command.mano, device, dtype, command.layout)
@@ -89,8 +87,7 @@ def run_fit(command: FitCommand) -> int:
     seconds = time.monotonic() - started
     path = result.save(out)
     _write_summary(out, result, read, notes, seconds)
-    # The page says itself for which hands the focal length is assumed.
-    _write_pictures(command, models, result, read, [*read.notes, *_model_notes(models)], console)
+    _write_pictures(command, models, result, read, notes, console)
     shutil.rmtree(out / "parts", ignore_errors=True)
     _say_what_came_out(console, result, path, seconds)
     return 1 if read.problems or not bool(result.fitted().all()) else 0
@@ -187,9 +184,16 @@ def _fit_in_parts(
             rows = torch.arange(start, min(start + PART, n))
             part = _earlier_part(path)
             if part is None:
-                fitted = fit_keypoints(
-                    *(models, keypoints.select(rows), camera.select(rows), recipe),
-                    hand_length=known_length(command.hand_length, len(rows)),
+                length = None if command.hand_length is None else np.full(len(rows), command.hand_length)
+                fitted = fit(
+                    keypoints.select(rows),
+                    camera.select(rows),
+                    hand=models.pair,
+                    recipe=recipe,
+                    layout=models.layout,
+                    hand_length_mm=length,
+                    device=command.device,
+                    dtype=models.right.like.dtype,
                 )
                 part = fitted.arrays()
                 save_npz(path, part)
@@ -315,8 +319,7 @@ def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds:
         counts = Counter(reason for text in doubtful for reason in text.split("; "))
         named = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
         style = "red" if len(doubtful) > fitted / 2 else "yellow"
-        verb = "is" if len(doubtful) == 1 else "are"
-        console.print(f"{len(doubtful)} of them {verb} doubtful: {named}.", style=style, markup=False)
+        console.print(f"{len(doubtful)} of them are doubtful: {named}.", style=style, markup=False)
     for status in (Status.TOO_FEW_POINTS, Status.FAILED):
         rows = (result.status == status).nonzero()[:, 0].tolist()
         if rows:

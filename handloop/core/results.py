@@ -32,7 +32,7 @@ class Status(IntEnum):
 
 STATUS_HELP: dict[Status, str] = {
     Status.CONVERGED: "converged: the energy no longer changes.",
-    Status.MAX_STEPS: "stopped at the step limit before it had converged; usable, or fit again with more steps.",
+    Status.MAX_STEPS: "stopped at the step limit while still improving; usable, or fit again with more steps.",
     Status.TOO_FEW_POINTS: "too few visible points for a fit or all in one spot; parameters are NaN. Give more points.",
     Status.FAILED: "no finite solution was found; the parameters are NaN. Look at the input points and the camera.",
 }

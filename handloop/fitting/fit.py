@@ -119,12 +119,6 @@ def fit_keypoints(
         raise InputError(f"{n} hands but {len(camera)} cameras were given.")
     if hand_length is not None and hand_length.shape != (n,):
         raise InputError(f"hand_length has shape {tuple(hand_length.shape)}, expected ({n},).")
-    focal = camera.focal[camera.is_known()]
-    if len(focal) and float(focal.min()) < 10:
-        raise InputError(
-            f"the camera has a focal length of {float(focal.min()):g} px, expected hundreds; is K normalised? "
-            "Multiply its first row by the width and its second by the height of the picture."
-        )
     like = models.right.like
     out = Output.empty(n, like)
     usable = ((keypoints.conf > 0).sum(1) >= MIN_POINTS) & (keypoints.box_size() >= MIN_BOX_PX)

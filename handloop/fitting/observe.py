@@ -16,23 +16,6 @@ _KNOWN_FOCAL = 1e5
 """Inverse relative deviation of a focal length that is known, where others of the batch are free."""
 
 
-def in_front(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Move 3D points of any frame to 1 m before a camera, where the solver keeps its wrists.
-
-    Args:
-        points: (N, 21, 4) x, y, z in m and weight; points that are not finite count as unknown.
-
-    Returns:
-        (N, 21, 4) with weight 0 where unknown, and (N, 1, 3) m, what was added.
-    """
-    known = torch.isfinite(points).all(-1, keepdim=True) & (points[..., 3:] > 0)
-    xyz = torch.where(known, points[..., :3], torch.full_like(points[..., :3], float("nan")))
-    middle = xyz.nanmean(1, keepdim=True).nan_to_num(0.0)
-    shift = torch.tensor([0.0, 0.0, 1.0], dtype=points.dtype) - middle
-    weight = torch.where(known, points[..., 3:], torch.zeros_like(points[..., 3:]))
-    return torch.cat([(xyz + shift).nan_to_num(0.0), weight], 2), shift
-
-
 @dataclass(frozen=True, eq=False)
 class Observations:
     """B hands of one model."""

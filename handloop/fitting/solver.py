@@ -104,7 +104,7 @@ def solve(
         threshold = options.tolerance * (current.energy + 1e-3)
         # Done: an accepted step gained next to nothing, or a rejected one could not have gained more.
         done = torch.where(ok, (gain < threshold) & (ratio > 0.1), predicted < 0.1 * threshold)
-        stalled = damping > 1e10
+        done |= damping > 1e10
         shrink = (1 - (2 * ratio - 1).pow(3)).clamp(min=0.1)
         damping = torch.where(ok, damping * shrink, damping * growth).clamp(min=1e-9)
         growth = torch.where(ok, torch.full_like(growth, 2.0), growth * 2)
@@ -112,9 +112,9 @@ def solve(
         current = _where(ok, trial, current)
         final = _scatter(final, state, rows)
         energy[rows] = current.energy.nan_to_num(float("inf"), float("inf"))
-        converged[rows] |= active & done & ~stalled & torch.isfinite(current.energy)
+        converged[rows] |= active & done & torch.isfinite(current.energy)
         steps[rows] = torch.where(active, step, steps[rows])
-        active = active & ~done & ~stalled & torch.isfinite(current.energy)
+        active = active & ~done & torch.isfinite(current.energy)
         count = int(active.sum())
         if count == 0:
             break
@@ -151,7 +151,6 @@ def _pair(index: Tensor) -> Tensor:
 
 
 def normal_equations(model: PointsModel, terms: Sequence[Term], state: HandState, free: Tensor) -> NormalEquations:
-    """J^T J and J^T r of all terms at B states; rows and columns of parameters that are not free are the identity's."""
     posed = PosedHand.of(model, state, jacobian=True)
     n = len(state)
     energy = state.betas.new_zeros(n)
@@ -184,7 +183,7 @@ def _step(at: NormalEquations, damping: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = torch.diagonal(at.hessian, dim1=1, dim2=2)
     # A parameter nothing depends on still needs a positive pivot.
     added = damping[:, None] * diagonal + 1e-8 * (1 + diagonal.amax(1, keepdim=True) * 1e-6)
-    factor, failed = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(added))
+    factor, _ = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(added))
     delta = -torch.cholesky_solve(at.gradient[..., None], factor)[..., 0]
     # Rotations by more than a radian, or a shape or depth jump, are outside any linear model's reach.
     delta = delta * (1.0 / delta[:, :48].abs().amax(1).clamp(min=1.0))[:, None]
@@ -192,9 +191,7 @@ def _step(at: NormalEquations, damping: Tensor) -> tuple[Tensor, Tensor]:
     delta = delta.nan_to_num(0.0, 0.0, 0.0)
     curvature = torch.bmm(at.hessian, delta[..., None])[..., 0]
     predicted = -((at.gradient + 0.5 * curvature) * delta).sum(1)
-    # Without a factor there is no step; an infinite promise keeps that from being taken for a minimum.
-    broken = failed > 0
-    return delta.masked_fill(broken[:, None], 0.0), predicted.masked_fill(broken, float("inf"))
+    return delta, predicted
 
 
 def _where(mask: Tensor, a: NormalEquations, b: NormalEquations) -> NormalEquations:

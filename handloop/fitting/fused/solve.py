@@ -113,9 +113,7 @@ def solve_hand(model, seen, rot, betas, root, log_focal, max_steps, tolerance, s
             damping *= growth
             growth *= 2.0
         damping = max(damping, 1e-9)
-        if damping > 1e10:
-            return energy, log_focal, False, step
-        if done:
+        if done or damping > 1e10:
             return energy, log_focal, True, step
     return energy, log_focal, False, max_steps
 

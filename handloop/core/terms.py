@@ -63,6 +63,14 @@ class HandState:
         root = torch.stack([x + a * z, y + b * z, z], 1) * c.exp()[:, None]
         return HandState(self.rotations @ spin, self.betas + delta[:, BETAS], root, self.log_focal + delta[:, 61])
 
+    def retract_pose(self, pose: Tensor, delta: Tensor) -> HandState:
+        """As `retract`, with the finger joints' 45 increments added to their axis-angles `pose` (B, 45) instead."""
+        zero = torch.zeros_like(delta[:, POSE])
+        moved = self.retract(torch.cat([delta[:, :3], zero, delta[:, POSE.stop :]], 1))
+        fingers = so3_exp((pose + delta[:, POSE]).reshape(-1, 15, 3))
+        rotations = torch.cat([moved.rotations[:, :1], fingers], 1)
+        return HandState(rotations, moved.betas, moved.root, moved.log_focal)
+
     def select(self, index: Tensor) -> HandState:
         """Rows by an integer or boolean index."""
         return HandState(self.rotations[index], self.betas[index], self.root[index], self.log_focal[index])

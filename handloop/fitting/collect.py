@@ -92,10 +92,9 @@ class Output:
             into[rows] = value[good].cpu()
         ended = torch.where(solution.converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         self.status[rows] = ended[good].cpu()
-        if ends.spread is not None:
-            points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
+        if ends.posterior is not None:
             count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
-            trust = judge(ends.spread, points, ends.terms, count, best.gap, best.apart)
+            trust = judge(ends.posterior, ends.terms, count, best.gap, best.apart)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
             self.expected[rows] = trust.expected_error[good].cpu()

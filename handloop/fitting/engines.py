@@ -13,6 +13,7 @@ from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
+from handloop.fitting.starts import Views, closed_form_starts
 from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 from handloop.hand.kinematics import Kinematics
 
@@ -45,6 +46,10 @@ def free_parameters(recipe: Recipe, device: torch.device) -> Tensor:
 class Engine(Protocol):
     """Something that minimises the energy of B hands."""
 
+    def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
+        """See `fitting.starts.closed_form_starts`."""
+        ...
+
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """From each start, which belongs to the hand of that number."""
         ...
@@ -61,6 +66,10 @@ class TensorEngine:
     kinematics: Kinematics
     terms: list[Term]
     free: Tensor
+
+    def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
+        """See `Engine.starts`."""
+        return closed_form_starts(kinematics, seeds, views)
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """See `Engine.solve`."""

@@ -19,7 +19,7 @@ from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Solution, SolverOptions
-from handloop.fitting.starts import closed_form_starts, point_starts
+from handloop.fitting.starts import point_starts
 from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
@@ -167,7 +167,7 @@ def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tenso
 def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output) -> None:
     engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
     if recipe.baseline is not None:
-        starts = closed_form_starts(model.kinematics, model.seeds[:BASELINE_SEEDS], seen.views())
+        starts = engine.starts(model.kinematics, model.seeds[:BASELINE_SEEDS], seen.views())
         found = fit_baseline(model, seen, recipe.baseline, starts, 2 * BASELINE_SEEDS, model.hand)
         ends = engine.finish(found.state, recipe.posterior)
         energy = torch.stack(list(ends.terms.values())).sum(0)
@@ -175,7 +175,7 @@ def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, 
         out.put(at, Best(replace(found, energy=energy), none, torch.zeros_like(energy)), ends, model, seen)
         return
     seeds = model.seeds[: recipe.seeds]
-    starts = closed_form_starts(model.kinematics, seeds, seen.views())
+    starts = engine.starts(model.kinematics, seeds, seen.views())
     in_3d = (seen.inverse_sigma_3d > 0).sum(1) >= MIN_POINTS
     if bool(in_3d.any()):
         placed = point_starts(model.kinematics, seeds, seen.xyz, seen.inverse_sigma_3d)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from handloop.core.products import bmm
+from handloop.core.rotations import right_jacobian
 from handloop.core.terms import N_PARAMS, POSE, HandState, PointsModel, PosedHand, Term
+from handloop.fitting.posterior import Posterior, summarise
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,8 @@ class Finish:
 
     terms: dict[str, Tensor]
     """(B,) energy of each term."""
-    spread: Tensor | None
-    """(B, 21, 3, 62) B with B B^T the posterior covariance of the 63 coordinates, m^2, under the Laplace approximation
-    (Gauss-Newton matrix with robust weights and active limits); None where it was not asked for."""
+    posterior: Posterior | None
+    """Of the points there; None where it was not asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,29 @@ class NormalEquations:
     """Energy, gradient and Gauss-Newton matrix at a state."""
 
     energy: Tensor
+    """(B,)."""
     gradient: Tensor
+    """(B, 62)."""
     hessian: Tensor
+    """(B, 62, 62)."""
+    pose: Tensor
+    """(B, 45) axis-angles of the finger joints there."""
+
+    def by_pose(self) -> NormalEquations:
+        """The same by increments of the finger joints' axis-angles in place of their rotations.
+
+        An axis-angle's increment d turns its joint by J_r d. The pose prior's part becomes a constant matrix, which is
+        what the fused engine gains by these coordinates.
+        """
+        n = len(self.energy)
+        turn = right_jacobian(self.pose.reshape(n, 15, 3))
+        gradient = self.gradient.clone()
+        gradient[:, POSE] = (turn.mT @ gradient[:, POSE].reshape(n, 15, 3, 1)).reshape(n, 45)
+        hessian = self.hessian.clone()
+        hessian[:, POSE] = (turn.mT @ hessian[:, POSE].reshape(n, 15, 3, 62)).reshape(n, 45, 62)
+        columns = hessian[:, :, POSE].reshape(n, 62, 15, 3).transpose(1, 2)
+        hessian[:, :, POSE] = (columns @ turn).transpose(1, 2).reshape(n, 62, 45)
+        return NormalEquations(self.energy, gradient, hessian, self.pose)
 
 
 def solve(
@@ -89,39 +111,39 @@ def solve(
     # two, with other rounding; a lone hand is therefore kept company by itself.
     rows = _pair(torch.arange(n, device=device))
     state, local = start.select(rows), [t.select(rows) for t in terms]
-    current = normal_equations(model, local, state, free)
+    current = normal_equations(model, local, state, free).by_pose()
     damping = torch.full_like(current.energy, options.damping)
     growth = torch.full_like(current.energy, 2.0)
     # A hand that is done stays put from then on, whether or not it has been dropped from the working set yet.
     active = torch.isfinite(current.energy) | torch.isposinf(current.energy)
     for step in range(1, options.max_steps + 1):
         delta, predicted = _step(current, damping)
-        trial_state = state.retract(delta)
-        trial = normal_equations(model, local, trial_state, free)
+        trial_state = state.retract_pose(current.pose, delta)
+        trial = normal_equations(model, local, trial_state, free).by_pose()
         gain = current.energy - trial.energy
         ok = active & torch.isfinite(trial.energy) & (gain > 0)
         ratio = gain / predicted.clamp(min=1e-30)
         threshold = options.tolerance * (current.energy + 1e-3)
         # Done: an accepted step gained next to nothing, or a rejected one could not have gained more.
         done = torch.where(ok, (gain < threshold) & (ratio > 0.1), predicted < 0.1 * threshold)
-        done |= damping > 1e10
         shrink = (1 - (2 * ratio - 1).pow(3)).clamp(min=0.1)
         damping = torch.where(ok, damping * shrink, damping * growth).clamp(min=1e-9)
         growth = torch.where(ok, torch.full_like(growth, 2.0), growth * 2)
+        stalled = damping > 1e10
         state = trial_state.where(ok, state)
         current = _where(ok, trial, current)
         final = _scatter(final, state, rows)
         energy[rows] = current.energy.nan_to_num(float("inf"), float("inf"))
         converged[rows] |= active & done & torch.isfinite(current.energy)
         steps[rows] = torch.where(active, step, steps[rows])
-        active = active & ~done & torch.isfinite(current.energy)
+        active = active & ~done & ~stalled & torch.isfinite(current.energy)
         count = int(active.sum())
         if count == 0:
             break
         if count < 0.8 * len(rows):
             at = _pair(active.nonzero()[:, 0])
             rows, state, local = rows[at], state.select(at), [t.select(at) for t in local]
-            current = NormalEquations(current.energy[at], current.gradient[at], current.hessian[at])
+            current = NormalEquations(current.energy[at], current.gradient[at], current.hessian[at], current.pose[at])
             damping, growth, active = damping[at], growth[at], active[at]
     return Solution(final.orthonormalised(), energy, converged, steps)
 
@@ -143,7 +165,7 @@ def finish(model: PointsModel, terms: Sequence[Term], state: HandState, free: Te
     padded = torch.nn.functional.pad(rows_jac, (0, 1))
     spread = torch.linalg.solve_triangular(factor, padded.mT, upper=False).mT
     spread = torch.where((failed > 0)[:, None, None], torch.full_like(spread, float("nan")), spread)
-    return Finish(parts, spread[:n].unflatten(1, (21, 3)))
+    return Finish(parts, summarise(spread[:n].unflatten(1, (21, 3)), posed.points[:n]))
 
 
 def _pair(index: Tensor) -> Tensor:
@@ -151,6 +173,10 @@ def _pair(index: Tensor) -> Tensor:
 
 
 def normal_equations(model: PointsModel, terms: Sequence[Term], state: HandState, free: Tensor) -> NormalEquations:
+    """Energy, gradient and Gauss-Newton matrix of the terms by the increments of `HandState.retract`.
+
+    Parameters that are not free have a zero gradient, and rows and columns of the identity.
+    """
     posed = PosedHand.of(model, state, jacobian=True)
     n = len(state)
     energy = state.betas.new_zeros(n)
@@ -175,7 +201,7 @@ def normal_equations(model: PointsModel, terms: Sequence[Term], state: HandState
     hessian[:, fixed] = 0
     hessian[:, :, fixed] = 0
     hessian[:, fixed, fixed] = 1
-    return NormalEquations(energy, gradient, hessian)
+    return NormalEquations(energy, gradient, hessian, posed.pose)
 
 
 def _step(at: NormalEquations, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,15 +209,17 @@ def _step(at: NormalEquations, damping: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = torch.diagonal(at.hessian, dim1=1, dim2=2)
     # A parameter nothing depends on still needs a positive pivot.
     added = damping[:, None] * diagonal + 1e-8 * (1 + diagonal.amax(1, keepdim=True) * 1e-6)
-    factor, _ = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(added))
+    factor, failed = torch.linalg.cholesky_ex(at.hessian + torch.diag_embed(added))
     delta = -torch.cholesky_solve(at.gradient[..., None], factor)[..., 0]
     # Rotations by more than a radian, or a shape or depth jump, are outside any linear model's reach.
     delta = delta * (1.0 / delta[:, :48].abs().amax(1).clamp(min=1.0))[:, None]
     delta = torch.cat([delta[:, :48], delta[:, 48:58].clamp(-2, 2), delta[:, 58:].clamp(-0.7, 0.7)], 1)
-    delta = delta.nan_to_num(0.0, 0.0, 0.0)
+    failed = (failed > 0) | ~torch.isfinite(delta).all(1)
+    delta = torch.where(failed[:, None], torch.zeros_like(delta), delta)
     curvature = torch.bmm(at.hessian, delta[..., None])[..., 0]
     predicted = -((at.gradient + 0.5 * curvature) * delta).sum(1)
-    return delta, predicted
+    # Without a step there is nothing to judge convergence by: more damping is the answer.
+    return delta, torch.where(failed, torch.full_like(predicted, float("inf")), predicted)
 
 
 def _where(mask: Tensor, a: NormalEquations, b: NormalEquations) -> NormalEquations:
@@ -199,6 +227,7 @@ def _where(mask: Tensor, a: NormalEquations, b: NormalEquations) -> NormalEquati
         torch.where(mask, a.energy, b.energy),
         torch.where(mask[:, None], a.gradient, b.gradient),
         torch.where(mask[:, None, None], a.hessian, b.hessian),
+        torch.where(mask[:, None], a.pose, b.pose),
     )
 
 

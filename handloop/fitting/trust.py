@@ -1,7 +1,7 @@
 """How far a fit can be trusted: standard deviations, the weakest direction, an expected error, a verdict with reasons.
 
-All from the Laplace posterior at the solution (its factor B, see `solver.Finish`), the runner-up solution and the parts
-of the energy.
+All from the Laplace posterior at the solution (see `fitting.posterior`), the runner-up solution and the parts of the
+energy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handloop.core.joints import FINGERS
+from handloop.fitting.posterior import DIRECTIONS, Posterior
 
 INFLATION = 1.07
 """Factor on the posterior's standard deviations. The Laplace approximation is overconfident where modes are curved or
@@ -39,56 +39,35 @@ class Trust:
     """B texts: the least determined directions, worst first."""
 
 
-def judge(
-    spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_numbers: Tensor, gap: Tensor, apart: Tensor
-) -> Trust:
+def judge(posterior: Posterior, terms: dict[str, Tensor], n_numbers: Tensor, gap: Tensor, apart: Tensor) -> Trust:
     """Sum up a posterior.
 
     Args:
-        spread: (B, 21, 3, 62) factor of the covariance, m.
-        points: (B, 21, 3) m, the fitted points.
+        posterior: of B hands.
         terms: (B,) energies by term.
         n_numbers: (B,) coordinates seen: two for each keypoint, three for each known 3D point.
         gap: (B,) energy of the runner-up minus the best, inf without one.
         apart: (B,) m, mean distance of the runner-up's points, wrist on wrist, 0 without one.
     """
-    sd = INFLATION * spread.square().sum(-1).sqrt()
-    mean = spread.mean(1)
-    depth_sd = INFLATION * mean[:, 2].square().sum(-1).sqrt()
-    posterior = INFLATION * _aligned_rms(spread, points)
+    sd = INFLATION * posterior.points.sqrt()
+    depth_sd = INFLATION * posterior.depth.sqrt()
+    aligned = INFLATION * posterior.aligned.sqrt()
     # Residuals larger than the noise model mean that model and data differ: Birge's ratio widens the posterior.
-    freedom = (n_numbers - 6).clamp(min=2).to(posterior)
+    freedom = (n_numbers - 6).clamp(min=2).to(aligned)
     birge = (2 * (terms["reprojection"] + terms["points_3d"]) / freedom).clamp(min=1.0).sqrt()
     # The mean of a 3D distance is 0.92 of its root mean square.
-    within = 0.92 * posterior * birge
+    within = 0.92 * aligned * birge
     odds = torch.sigmoid(-gap)
     expected = ((1 - odds) * within.square() + odds * (within.square() + apart.square())).sqrt()
-    return Trust(sd, depth_sd, expected, _weakest(spread))
+    return Trust(sd, depth_sd, expected, _weakest(posterior.directions))
 
 
-def _aligned_rms(spread: Tensor, points: Tensor) -> Tensor:
-    """(B,) root mean square of the points' sd over the 21 points, without what a similarity transform can take up."""
-    centred = points - points.mean(1, keepdim=True)
-    total = spread.square().sum((1, 2, 3))
-    shift = 21 * spread.mean(1).square().sum((1, 2))
-    moved = spread - spread.mean(1, keepdim=True)
-    scale = (centred[..., None] * moved).sum((1, 2)).square().sum(1) / centred.square().sum((1, 2))
-    turn = torch.linalg.cross(centred[..., None].expand_as(moved), moved, dim=2).sum(1)
-    inertia = centred.square().sum((1, 2))[:, None, None] * torch.eye(3).to(points) - centred.mT @ centred
-    ridge = 1e-9 * torch.eye(3).to(points)
-    turned = (turn * torch.linalg.solve(inertia + ridge, turn)).sum((1, 2))
-    return ((total - shift - scale - turned).clamp(min=0) / 21).sqrt()
+_IN_WORDS = [[f"{a}, then {b}" for b in DIRECTIONS] for a in DIRECTIONS]
 
 
-def _weakest(spread: Tensor) -> tuple[str, ...]:
-    names = ["distance along the viewing ray", "tilt of the palm"]
-    directions = [spread.mean(1)[:, 2], spread[:, 9, 2] - spread[:, 0, 2]]
-    sizes = [d.square().sum(-1) for d in directions]
-    for f, finger in enumerate(FINGERS):
-        names.append(f"curl of the {finger}" if finger in ("thumb", "pinky") else f"curl of the {finger} finger")
-        sizes.append((spread[:, 4 + 4 * f] - spread[:, 1 + 4 * f]).square().sum((1, 2)))
-    order = torch.stack(sizes, 1).nan_to_num(0.0).argsort(dim=1, descending=True)[:, :2].tolist()
-    return tuple(f"{names[a]}, then {names[b]}" for a, b in order)
+def _weakest(directions: Tensor) -> tuple[str, ...]:
+    order = directions.nan_to_num(0.0).argsort(dim=1, descending=True, stable=True)[:, :2].tolist()
+    return tuple(_IN_WORDS[a][b] for a, b in order)
 
 
 def reasons_against(

@@ -100,7 +100,7 @@ def test_parts_sum_to_the_energy(model: FitModel, problem: Problem) -> None:
     out = solve(model.kinematics, problem.terms, problem.start, ALL, SolverOptions())
     ends = finish(model.kinematics, problem.terms, out.state, ALL, posterior=False)
     parts = ends.terms
-    assert ends.spread is None and list(parts) == ["reprojection", "pose_prior", "limits", "shape"]
+    assert ends.posterior is None and list(parts) == ["reprojection", "pose_prior", "limits", "shape"]
     torch.testing.assert_close(torch.stack(list(parts.values())).sum(0), out.energy, rtol=1e-9, atol=1e-9)
 
 
@@ -112,7 +112,7 @@ def test_posterior_is_the_inverse_of_the_curvature(
     free[48:50] = False
     out = solve(model.kinematics, problem.terms, problem.start, free, SolverOptions())
     ends = finish(model.kinematics, problem.terms, out.state, free, posterior=True)
-    assert ends.spread is not None and ends.spread.shape == (24, 21, 3, 62)
+    assert ends.posterior is not None and ends.posterior.points.shape == (24, 21, 3)
     at = torch.arange(4)
     state, local = out.state.select(at), [t.select(at) for t in problem.terms]
     sight = local[0]
@@ -130,10 +130,30 @@ def test_posterior_is_the_inverse_of_the_curvature(
     jac[:, :42] *= (16 / (16 + sq))[..., None].expand(4, 21, 2).flatten(1)[..., None]
     hessian = (jac.mT @ jac)[:, free][:, :, free]
     covariance = points[..., free] @ torch.linalg.solve(hessian, points[..., free].mT)
-    ours = ends.spread[:4].flatten(1, 2)
-    ours = ours @ ours.mT
-    error = (ours - covariance).abs().amax((1, 2)) / covariance.abs().amax((1, 2))
-    assert float(error.max()) < 1e-4
+    ours = ends.posterior
+    variances = torch.diagonal(covariance, dim1=1, dim2=2).reshape(4, 21, 3)
+    torch.testing.assert_close(ours.points[:4], variances, rtol=1e-4, atol=1e-10)
+    pick = torch.zeros(7, 21, 3, dtype=F64)
+    pick[0, :, 2] = 1 / 21
+    pick[1, 9, 2], pick[1, 0, 2] = 1, -1
+    along = torch.einsum("dpa,npaqb,dqb->nd", pick, covariance.reshape(4, 21, 3, 21, 3), pick)
+    torch.testing.assert_close(ours.depth[:4], along[:, 0], rtol=1e-4, atol=1e-10)
+    torch.testing.assert_close(ours.directions[:4, :2], along[:, :2], rtol=1e-4, atol=1e-10)
+    for f in range(5):
+        difference = torch.zeros(3, 21, 3, dtype=F64)
+        for a in range(3):
+            difference[a, 4 + 4 * f, a], difference[a, 1 + 4 * f, a] = 1, -1
+        across = torch.einsum("dpa,npaqb,dqb->n", difference, covariance.reshape(4, 21, 3, 21, 3), difference)
+        torch.testing.assert_close(ours.directions[:4, 2 + f], across, rtol=1e-4, atol=1e-10)
+    # What is left outside the seven directions of a similarity transform.
+    x = model.kinematics.points(state.rotations, state.betas, state.root)
+    for i in range(4):
+        moves = [torch.eye(3, dtype=F64)[a].expand(21, 3) for a in range(3)] + [x[i]]
+        moves += [torch.linalg.cross(torch.eye(3, dtype=F64)[a].expand(21, 3), x[i]) for a in range(3)]
+        basis, _ = torch.linalg.qr(torch.stack([m.flatten() for m in moves], 1))
+        left = torch.eye(63, dtype=F64) - basis @ basis.T
+        expected = torch.trace(left @ covariance[i] @ left) / 21
+        torch.testing.assert_close(ours.aligned[i], expected, rtol=1e-4, atol=1e-10)
 
 
 def test_a_start_at_the_optimum_stays(model: FitModel, problem: Problem) -> None:

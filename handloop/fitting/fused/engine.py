@@ -11,14 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from handloop.core.terms import N_PARAMS, POSE, HandState
+from handloop.core.joints import PALM_POINTS
+from handloop.core.terms import POSE, HandState
 from handloop.fitting.fused.compiler import ensure_compiled
-from handloop.fitting.fused.records import Model, Seen
-from handloop.fitting.fused.solve import finish_range, solve_range
+from handloop.fitting.fused.finish import finish_range
+from handloop.fitting.fused.math import GEMAN_MCCLURE
+from handloop.fitting.fused.records import ARENA, STRIDE, WIDTH, Model, N, Seen
+from handloop.fitting.fused.solve import solve_range
+from handloop.fitting.fused.starts import starts_range
 from handloop.fitting.observe import Observations
+from handloop.fitting.posterior import DIRECTIONS, Posterior
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Finish, Solution, SolverOptions
+from handloop.fitting.starts import Views
+from handloop.hand.kinematics import CHAINS, Kinematics
 
 TERM_NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal", "points_3d")
 """The kernel's terms, in the order of its energies."""
@@ -52,33 +59,49 @@ class FusedEngine:
             ),
         )
 
+    def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
+        """As `fitting.starts.closed_form_starts`; which flip comes first may differ."""
+        s, n = len(seeds), len(views.rays)
+        rotations = torch.cat([torch.eye(3, dtype=torch.float64).expand(s, 1, 3, 3), seeds], 1)
+        zeros = torch.zeros(s, 10, dtype=torch.float64)
+        models = kinematics.points(rotations, zeros, zeros[:, :3])
+        palm = np.zeros(21)
+        palm[list(PALM_POINTS)] = 1.0
+        rot, root = np.empty((2 * s * n, 144)), np.empty((2 * s * n, 3))
+        arrays = (_array(seeds.reshape(s, 135)), _array(models), _array(views.rays), _array(views.weight))
+        _share_out(starts_range, (*arrays, palm, rot, root), n)
+        flat = torch.zeros(2 * s * n, 10, dtype=torch.float64)
+        placed = torch.from_numpy(rot).reshape(-1, 16, 3, 3)
+        return HandState(placed, flat, torch.from_numpy(root), flat[:, 0].clone())
+
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """As `fitting.solver.solve`, from starts that belong to the hands numbered `hand`."""
         rot, betas, root, log_focal = (
-            _array(t).copy() for t in (start.rotations, start.betas, start.root, start.log_focal)
+            _array(t).copy() for t in (start.rotations.reshape(-1, 144), start.betas, start.root, start.log_focal)
         )
         n = len(rot)
         energy, converged, steps = np.full(n, np.inf), np.zeros(n, np.bool_), np.zeros(n, np.int64)
-        settings = np.array([options.max_steps, options.tolerance, options.damping])
+        settings = (int(options.max_steps), float(options.tolerance), float(options.damping))
         _share_out(
             solve_range,
-            (self.model, self.many, hand.numpy(), rot, betas, root, log_focal, settings, energy, converged, steps),
+            (self.model, self.many, hand.numpy(), rot, betas, root, log_focal, *settings, energy, converged, steps),
             n,
         )
-        state = HandState(*(torch.from_numpy(a) for a in (rot, betas, root, log_focal)))
-        return Solution(
-            state.orthonormalised(), torch.from_numpy(energy), torch.from_numpy(converged), torch.from_numpy(steps)
-        )
+        state = HandState(*(torch.from_numpy(a) for a in (rot.reshape(n, 16, 3, 3), betas, root, log_focal)))
+        return Solution(state, torch.from_numpy(energy), torch.from_numpy(converged), torch.from_numpy(steps))
 
     def finish(self, state: HandState, posterior: bool) -> Finish:
         """As `fitting.engines.Engine.finish`."""
-        arrays = [_array(t) for t in (state.rotations, state.betas, state.root, state.log_focal)]
+        arrays = [_array(t) for t in (state.rotations.reshape(-1, 144), state.betas, state.root, state.log_focal)]
         n = len(state)
         parts = np.zeros((n, len(TERM_NAMES)))
-        spread = np.zeros((n if posterior else 0, 63, N_PARAMS))
-        _share_out(finish_range, (self.model, self.many, *arrays, parts, spread), n)
+        variances, scales, directions = np.empty((n, 21, 3)), np.empty((n, 2)), np.empty((n, len(DIRECTIONS)))
+        _share_out(finish_range, (self.model, self.many, *arrays, parts, posterior, variances, scales, directions), n)
         terms = {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(TERM_NAMES)}
-        return Finish(terms, torch.from_numpy(spread).unflatten(1, (21, 3)) if posterior else None)
+        if not posterior:
+            return Finish(terms, None)
+        depth, aligned = torch.from_numpy(scales).unbind(1)
+        return Finish(terms, Posterior(torch.from_numpy(variances), depth, aligned, torch.from_numpy(directions)))
 
 
 def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:
@@ -87,44 +110,79 @@ def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -
     Plain threads, because the kernels release the interpreter's lock: numba's own pools abort when two threads enter
     them at once, or hang after a fork.
     """
+
+    def one(first: int) -> None:
+        kernel(*arguments, np.zeros(ARENA), first, min(n, first + _RUN))
+
     threads = min(torch.get_num_threads(), -(-n // _RUN))
     if threads <= 1:
-        kernel(*arguments, 0, n)
+        for first in range(0, n, _RUN):
+            one(first)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda first: kernel(*arguments, first, min(n, first + _RUN)), range(0, n, _RUN)))
+        list(pool.map(one, range(0, n, _RUN)))
 
 
 def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
-    k, prior, limits, size = model.kinematics, model.pose_prior, model.limits, model.hand_length
-    factor = prior.precision_factor
+    k, limits, size = model.kinematics, model.limits, model.hand_length
     # The kernel keeps the wrist's rotation behind the finger joints'.
-    free = torch.cat([free[POSE], free[:3], free[48:]])
+    free = torch.cat([free[POSE], free[:3], free[48:]]).cpu()
+    dirs = k.joints_dirs
+    parents = [0] * 16
+    for base, middle, distal in CHAINS:
+        parents[middle], parents[distal] = base, middle
+    weights = _array(k.tips_weights)
+    order = np.argsort(weights == 0.0, axis=1, kind="stable")
+    tip_dirs = _array(k.tips_dirs)[:, None] - _array(dirs)[order]
+    tips = np.zeros((1 + 10 + 135, 16))
+    tips[0, :15] = _array(k.tips).ravel()
+    tips[1:11, :15] = _array(k.tips_dirs).reshape(15, 10).T
+    tips[11:, :15] = _array(k.tips_pose).reshape(15, 135).T
+    precision, mean, offset = _prior(model)
+    rows = np.zeros((len(mean), 45, STRIDE))
+    rows[:, :, :45] = precision
     return Model(
-        _array(k.joints),
-        _array(k.joints_dirs),
-        _array(k.tips),
-        _array(k.tips_dirs),
-        _array(k.tips_pose.reshape(5, 3, 135)),
-        _array(k.tips_weights),
-        _array(prior.mean),
-        _array(factor @ factor.T),
-        _array(limits.axes),
-        _array(limits.axes.mT),
-        _array(limits.low),
-        _array(limits.high),
-        _array(size.template),
-        _array(size.dirs),
-        free.cpu().numpy(),
-        np.zeros((21, 3)) if k.offsets is None else _array(k.offsets),
-        _array(k.scale_dirs()),
-        k.offsets is not None,
-        _array(model.shape_mean),
-        float(recipe.robust),
-        float(180 / np.pi / recipe.limits_sigma_deg),
-        float(1 / recipe.shape_sigma),
-        float(1000 / recipe.length_sigma_mm),
+        joints=_array(k.joints).ravel(),
+        joints_dirs=np.ascontiguousarray(_array(dirs).reshape(48, 10).T).ravel(),
+        bone_dirs=_array(dirs - dirs[parents]).ravel(),
+        tips=tips[0],
+        tips_dirs=tips[1:11].ravel(),
+        tips_pose=tips[11:].ravel(),
+        tips_width=16,
+        tip_share=weights,
+        tip_joint=order,
+        tip_weight=np.take_along_axis(weights, order, 1),
+        tip_dirs=np.ascontiguousarray(tip_dirs).ravel(),
+        tip_count=(weights != 0.0).sum(1),
+        prior_mean=mean,
+        prior_precision=rows.ravel(),
+        prior_offset=offset,
+        axes=_array(limits.axes).ravel(),
+        low=_array(limits.low).ravel(),
+        high=_array(limits.high).ravel(),
+        length_bones=_array(size.template),
+        length_dirs=_array(size.dirs),
+        free=free.numpy(),
+        offsets=np.zeros(63) if k.offsets is None else _array(k.offsets).ravel(),
+        scale_dirs=_array(k.scale_dirs()),
+        has_offsets=k.offsets is not None,
+        has_fixed=not bool(free[: N - 1].all()),
+        free_focal=bool(free[N - 1]),
+        shape_mean=_array(model.shape_mean),
+        width=WIDTH,
+        kernel=GEMAN_MCCLURE,
+        robust=float(recipe.robust),
+        limits_scale=float(180 / np.pi / recipe.limits_sigma_deg),
+        shape_scale=float(1 / recipe.shape_sigma),
+        length_scale=float(1000 / recipe.length_sigma_mm),
     )
+
+
+def _prior(model: FitModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precisions (K, 45, 45), means (K, 45) and constant energies (K,) of the pose prior."""
+    prior = model.pose_prior
+    factor = prior.precision_factor
+    return _array(factor @ factor.T)[None], _array(prior.mean)[None], np.zeros(1)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,56 +1,121 @@
-"""Compiled building blocks: 3x3 products, SO(3), robust cost, Cholesky. All arrays are float64 and contiguous."""
+"""Compiled building blocks: 3x3 products, SO(3), arc tangents, robust costs, Cholesky. All arrays are float64."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import compiled
+from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.fitting.fused.records import RHS, STRIDE, WIDTH
+
+GEMAN_MCCLURE, HUBER, CAUCHY = 0, 1, 2
 
 
-@compiled
-def mul(a, b, out):
-    """out = a b for 3x3 matrices; out must be another array."""
-    for i in range(3):
-        for j in range(3):
-            out[i, j] = a[i, 0] * b[0, j] + a[i, 1] * b[1, j] + a[i, 2] * b[2, j]
+@inlined
+def mul(a, i, b, j, out, k):
+    """Entries out[k : k + 9] = a[i : i + 9] b[j : j + 9] as 3x3 matrices; out must not overlap the others."""
+    b00, b01, b02 = b[j], b[j + 1], b[j + 2]
+    b10, b11, b12 = b[j + 3], b[j + 4], b[j + 5]
+    b20, b21, b22 = b[j + 6], b[j + 7], b[j + 8]
+    for r in range(0, 9, 3):
+        x, y, z = a[i + r], a[i + r + 1], a[i + r + 2]
+        out[k + r] = x * b00 + y * b10 + z * b20
+        out[k + r + 1] = x * b01 + y * b11 + z * b21
+        out[k + r + 2] = x * b02 + y * b12 + z * b22
 
 
-@compiled
-def so3_exp(x, y, z, out):
-    """Rotation matrix of an axis-angle vector (Rodrigues), as `core.rotations.so3_exp`."""
-    sq = x * x + y * y + z * z
-    if sq < 1e-4:
-        # Series to sq^3: the next terms are below 1e-19.
-        a = 1.0 - sq / 6.0 * (1.0 - sq / 20.0 * (1.0 - sq / 42.0))
-        b = 0.5 - sq / 24.0 * (1.0 - sq / 30.0 * (1.0 - sq / 56.0))
+@inlined
+def turn_vector(a, i, x, y, z):
+    """a[i : i + 9] as a 3x3 matrix times (x, y, z)."""
+    return (
+        a[i] * x + a[i + 1] * y + a[i + 2] * z,
+        a[i + 3] * x + a[i + 4] * y + a[i + 5] * z,
+        a[i + 6] * x + a[i + 7] * y + a[i + 8] * z,
+    )
+
+
+@inlined
+def cross_columns(spin, i, ax, ay, az, jac, first):
+    """Three columns of a point's derivative: the columns of spin[i : i + 9] crossed with the arm (ax, ay, az)."""
+    for e in range(3):
+        gx, gy, gz = spin[i + e], spin[i + 3 + e], spin[i + 6 + e]
+        jac[first + e] = gy * az - gz * ay
+        jac[WIDTH + first + e] = gz * ax - gx * az
+        jac[2 * WIDTH + first + e] = gx * ay - gy * ax
+
+
+@inlined
+def exp_coefficients(sq):
+    """sin t / t and (1 - cos t) / t^2 of t = sqrt(sq)."""
+    if sq < 0.25:
+        # Series to sq^7: the next terms are below 1e-17.
+        a = 1.0 - sq / 6.0 * (
+            1.0
+            - sq
+            / 20.0
+            * (1.0 - sq / 42.0 * (1.0 - sq / 72.0 * (1.0 - sq / 110.0 * (1.0 - sq / 156.0 * (1.0 - sq / 210.0)))))
+        )
+        b = 0.5 - sq / 24.0 * (
+            1.0
+            - sq
+            / 30.0
+            * (1.0 - sq / 56.0 * (1.0 - sq / 90.0 * (1.0 - sq / 132.0 * (1.0 - sq / 182.0 * (1.0 - sq / 240.0)))))
+        )
     else:
         t = np.sqrt(sq)
-        a = np.sin(t) / t
-        h = np.sin(0.5 * t) / t
-        b = 2.0 * h * h
-    c = 1.0 - b * sq
-    out[0, 0], out[1, 1], out[2, 2] = c + b * x * x, c + b * y * y, c + b * z * z
-    out[0, 1], out[1, 0] = b * x * y - a * z, b * x * y + a * z
-    out[0, 2], out[2, 0] = b * x * z + a * y, b * x * z - a * y
-    out[1, 2], out[2, 1] = b * y * z - a * x, b * y * z + a * x
+        s = np.sin(0.5 * t)
+        a = 2.0 * s * np.cos(0.5 * t) / t
+        b = 2.0 * s * s / sq
+    return a, b
+
+
+@inlined
+def rotation(x, y, z, a, b, out, k):
+    """out[k : k + 9] = rotation matrix of an axis-angle vector with its two coefficients (Rodrigues)."""
+    c = 1.0 - b * (x * x + y * y + z * z)
+    out[k], out[k + 4], out[k + 8] = c + b * x * x, c + b * y * y, c + b * z * z
+    out[k + 1], out[k + 3] = b * x * y - a * z, b * x * y + a * z
+    out[k + 2], out[k + 6] = b * x * z + a * y, b * x * z - a * y
+    out[k + 5], out[k + 7] = b * y * z - a * x, b * y * z + a * x
+
+
+@inlined
+def right_jacobian(x, y, z, a, b, out, k):
+    """out[k : k + 9] = J_r, exp(w + d) = exp(w) exp(J_r d), as `core.rotations.right_jacobian`: I - b [w] + c [w]^2."""
+    sq = x * x + y * y + z * z
+    if sq < 0.25:
+        c = 1.0 - sq / 110.0 * (1.0 - sq / 156.0 * (1.0 - sq / 210.0))
+        c = (1.0 - sq / 20.0 * (1.0 - sq / 42.0 * (1.0 - sq / 72.0 * c))) / 6.0
+    else:
+        c = (1.0 - a) / sq
+    out[k], out[k + 4], out[k + 8] = a + c * x * x, a + c * y * y, a + c * z * z
+    out[k + 1], out[k + 3] = c * x * y + b * z, c * x * y - b * z
+    out[k + 2], out[k + 6] = c * x * z - b * y, c * x * z + b * y
+    out[k + 5], out[k + 7] = c * y * z + b * x, c * y * z - b * x
 
 
 @compiled
-def so3_log(r, out):
-    """Axis-angle vector (3,) of a rotation matrix through the best-conditioned quaternion component (Shepperd)."""
-    trace = r[0, 0] + r[1, 1] + r[2, 2]
+def so3_log(r, k, out, at):
+    """out[at : at + 3] = axis-angle vector of the rotation matrix r[k : k + 9].
+
+    Through the best-conditioned component of the quaternion (Shepperd).
+    """
+    r00, r11, r22 = r[k], r[k + 4], r[k + 8]
+    trace = r00 + r11 + r22
     i, top = 0, trace
-    for k in range(3):
-        if r[k, k] > top:
-            i, top = k + 1, r[k, k]
+    if r00 > top:
+        i, top = 1, r00
+    if r11 > top:
+        i, top = 2, r11
+    if r22 > top:
+        i, top = 3, r22
     if i == 0:
-        w, x, y, z = 1.0 + trace, r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]
+        w, x, y, z = 1.0 + trace, r[k + 7] - r[k + 5], r[k + 2] - r[k + 6], r[k + 3] - r[k + 1]
     elif i == 1:
-        w, x, y, z = r[2, 1] - r[1, 2], 1.0 + 2.0 * r[0, 0] - trace, r[1, 0] + r[0, 1], r[0, 2] + r[2, 0]
+        w, x, y, z = r[k + 7] - r[k + 5], 1.0 + 2.0 * r00 - trace, r[k + 3] + r[k + 1], r[k + 2] + r[k + 6]
     elif i == 2:
-        w, x, y, z = r[0, 2] - r[2, 0], r[1, 0] + r[0, 1], 1.0 + 2.0 * r[1, 1] - trace, r[2, 1] + r[1, 2]
+        w, x, y, z = r[k + 2] - r[k + 6], r[k + 3] + r[k + 1], 1.0 + 2.0 * r11 - trace, r[k + 7] + r[k + 5]
     else:
-        w, x, y, z = r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[2, 1] + r[1, 2], 1.0 + 2.0 * r[2, 2] - trace
+        w, x, y, z = r[k + 3] - r[k + 1], r[k + 2] + r[k + 6], r[k + 7] + r[k + 5], 1.0 + 2.0 * r22 - trace
     if w < 0:
         w, x, y, z = -w, -x, -y, -z
     sin = np.sqrt(x * x + y * y + z * z)
@@ -58,64 +123,144 @@ def so3_log(r, out):
         factor = 2.0 / w
     else:
         factor = 2.0 * np.arctan2(sin, w) / sin
-    out[0], out[1], out[2] = factor * x, factor * y, factor * z
+    out[at], out[at + 1], out[at + 2] = factor * x, factor * y, factor * z
 
 
-@compiled
-def right_jacobian_inverse(w, out):
-    """(3, 3) J_r^-1 of an axis-angle vector, as `core.rotations.right_jacobian_inverse`."""
-    x, y, z = w[0], w[1], w[2]
-    sq = x * x + y * y + z * z
-    if sq < 1e-2:
-        d = 1.0 / 12.0 + sq * (1.0 / 720.0 + sq * (1.0 / 30240.0 + sq * (1.0 / 1209600.0 + sq / 47900160.0)))
-    else:
-        t = np.sqrt(sq)
-        d = (1.0 - 0.5 * t * np.cos(0.5 * t) / np.sin(0.5 * t)) / sq
-    c = 1.0 - d * sq
-    out[0, 0], out[1, 1], out[2, 2] = c + d * x * x, c + d * y * y, c + d * z * z
-    out[0, 1], out[1, 0] = d * x * y - 0.5 * z, d * x * y + 0.5 * z
-    out[0, 2], out[2, 0] = d * x * z + 0.5 * y, d * x * z - 0.5 * y
-    out[1, 2], out[2, 1] = d * y * z - 0.5 * x, d * y * z + 0.5 * x
+@inlined
+def arc_tangents(y, x, out, n):
+    """out = atan2(y, x) of the first n entries, without branches so that it vectorises; 0 where both are 0.
 
-
-@compiled
-def cholesky_solve(a, n, x):
-    """Solve A x = b in place for a symmetric positive definite A given by its upper triangle; x holds b on entry.
-
-    A is overwritten by U with U^T U = A, row by row and two pivots at a time: every inner loop runs along memory, and
-    each trailing entry is loaded and stored once for two updates. Returns False where A is not positive definite.
+    The octant is folded to |t| <= tan(pi/8); there atan(t) / t is a polynomial in t^2, by Chebyshev interpolation to
+    1e-18.
     """
-    k = 0
-    while k < n:
-        pivot = a[k, k]
-        if not pivot > 0.0:
+    for i in range(n):
+        ax, ay = abs(x[i]), abs(y[i])
+        small, large = (ax, ay) if ax < ay else (ay, ax)
+        large = large if large > 0.0 else 1.0
+        upper = small > 0.41421356237309503 * large
+        # atan(s / l) = pi / 4 + atan((s - l) / (s + l))
+        t = (small - large) / (small + large) if upper else small / large
+        z = t * t
+        p = -0.017805397205419446
+        p = p * z + 0.03796525745386593
+        p = p * z - 0.05035102456601552
+        p = p * z + 0.05846878297330872
+        p = p * z - 0.06662951813629191
+        p = p * z + 0.07692045330902225
+        p = p * z - 0.09090896809064027
+        p = p * z + 0.11111110744919658
+        p = p * z - 0.14285714279250245
+        p = p * z + 0.19999999999940893
+        p = p * z - 0.3333333333333312
+        angle = t + t * (z * p)
+        angle = 0.7853981633974483 + angle if upper else angle
+        angle = 1.5707963267948966 - angle if ax < ay else angle
+        angle = 3.141592653589793 - angle if x[i] < 0.0 else angle
+        out[i] = -angle if y[i] < 0.0 else angle
+
+
+@inlined
+def robust_cost(s, c2, kind):
+    """rho(s) of a squared residual norm, as the kernels of `core.terms`."""
+    if kind == GEMAN_MCCLURE:
+        return s * (c2 / (c2 + s))
+    if kind == HUBER:
+        return s if s <= c2 else 2.0 * np.sqrt(c2 * s) - c2
+    return c2 * np.log1p(s / c2)
+
+
+@inlined
+def robust_scale(s, c2, kind):
+    """Square root of the kernel's weight rho'(s)."""
+    if kind == GEMAN_MCCLURE:
+        return c2 / (c2 + s)
+    if kind == HUBER:
+        return 1.0 if s <= c2 else (c2 / s) ** 0.25
+    return np.sqrt(c2 / (c2 + s))
+
+
+@compiled
+def factorise(hessian, gradient, n, damping, floor, factor, row, inverse):
+    """Cholesky factor U^T U of H + damping diag(H) + floor, and U^-T (-gradient) in its column RHS.
+
+    Row by row; each is reduced by eight finished rows at a time, so that the inner loop has much to do per load.
+    Returns False where the matrix is not positive definite.
+    """
+    for i in range(n):
+        width = n - i
+        given = hessian[i * STRIDE + i : i * STRIDE + n]
+        for j in range(width):
+            row[j] = given[j]
+        row[0] = row[0] * (1.0 + damping) + floor
+        right = -gradient[i]
+        for k in range(0, i, 8):
+            above = factor[k * STRIDE + i : k * STRIDE + 7 * STRIDE + n]
+            f0 = above[0]
+            # Rows from i on hold what an earlier matrix left there.
+            f1 = above[STRIDE] if k + 1 < i else 0.0
+            f2 = above[2 * STRIDE] if k + 2 < i else 0.0
+            f3 = above[3 * STRIDE] if k + 3 < i else 0.0
+            f4 = above[4 * STRIDE] if k + 4 < i else 0.0
+            f5 = above[5 * STRIDE] if k + 5 < i else 0.0
+            f6 = above[6 * STRIDE] if k + 6 < i else 0.0
+            f7 = above[7 * STRIDE] if k + 7 < i else 0.0
+            for j in range(width):
+                row[j] -= (
+                    f0 * above[j]
+                    + f1 * above[STRIDE + j]
+                    + f2 * above[2 * STRIDE + j]
+                    + f3 * above[3 * STRIDE + j]
+                    + f4 * above[4 * STRIDE + j]
+                    + f5 * above[5 * STRIDE + j]
+                    + f6 * above[6 * STRIDE + j]
+                    + f7 * above[7 * STRIDE + j]
+                )
+            at = k * STRIDE + RHS
+            right -= (
+                f0 * factor[at]
+                + f1 * factor[at + STRIDE]
+                + f2 * factor[at + 2 * STRIDE]
+                + f3 * factor[at + 3 * STRIDE]
+                + f4 * factor[at + 4 * STRIDE]
+                + f5 * factor[at + 5 * STRIDE]
+                + f6 * factor[at + 6 * STRIDE]
+                + f7 * factor[at + 7 * STRIDE]
+            )
+        if not row[0] > 0.0:
             return False
-        scale = 1.0 / np.sqrt(pivot)
-        for j in range(k, n):
-            a[k, j] *= scale
-        x[k] *= scale
-        if k + 1 == n:
-            break
-        f = a[k, k + 1]
-        for j in range(k + 1, n):
-            a[k + 1, j] -= f * a[k, j]
-        x[k + 1] -= f * x[k]
-        pivot = a[k + 1, k + 1]
-        if not pivot > 0.0:
-            return False
-        scale = 1.0 / np.sqrt(pivot)
-        for j in range(k + 1, n):
-            a[k + 1, j] *= scale
-        x[k + 1] *= scale
-        for i in range(k + 2, n):
-            f, g = a[k, i], a[k + 1, i]
-            for j in range(i, n):
-                a[i, j] -= f * a[k, j] + g * a[k + 1, j]
-            x[i] -= f * x[k] + g * x[k + 1]
-        k += 2
-    for k in range(n - 1, -1, -1):
-        total = x[k]
-        for j in range(k + 1, n):
-            total -= a[k, j] * x[j]
-        x[k] = total / a[k, k]
+        scale = 1.0 / np.sqrt(row[0])
+        inverse[i] = scale
+        own = factor[i * STRIDE + i : i * STRIDE + n]
+        for j in range(width):
+            own[j] = row[j] * scale
+        factor[i * STRIDE + RHS] = right * scale
     return True
+
+
+@compiled
+def back_substitute(factor, inverse, n, x):
+    """x = U^-1 (column RHS), four unknowns at a time: their sums do not wait for each other."""
+    k = n
+    while k % 4 != 0:
+        k -= 1
+        total = factor[k * STRIDE + RHS]
+        for j in range(k + 1, n):
+            total -= factor[k * STRIDE + j] * x[j]
+        x[k] = total * inverse[k]
+    for block in range(k // 4 - 1, -1, -1):
+        k = 4 * block
+        rows = factor[k * STRIDE + k : k * STRIDE + 3 * STRIDE + n]
+        known = x[k + 4 : n]
+        s0 = s1 = s2 = s3 = 0.0
+        for j in range(n - k - 4):
+            v = known[j]
+            s0 += rows[4 + j] * v
+            s1 += rows[STRIDE + 4 + j] * v
+            s2 += rows[2 * STRIDE + 4 + j] * v
+            s3 += rows[3 * STRIDE + 4 + j] * v
+        at = k * STRIDE + RHS
+        x3 = (factor[at + 3 * STRIDE] - s3) * inverse[k + 3]
+        x2 = (factor[at + 2 * STRIDE] - s2 - rows[2 * STRIDE + 3] * x3) * inverse[k + 2]
+        x1 = (factor[at + STRIDE] - s1 - rows[STRIDE + 2] * x2 - rows[STRIDE + 3] * x3) * inverse[k + 1]
+        x0 = (factor[at] - s0 - rows[1] * x1 - rows[2] * x2 - rows[3] * x3) * inverse[k]
+        x[k], x[k + 1], x[k + 2], x[k + 3] = x0, x1, x2, x3

@@ -1,0 +1,58 @@
+"""What a fit's posterior says: variances of the points, of the depth, of what alignment leaves, by direction.
+
+The Laplace approximation at a solution: with the Gauss-Newton matrix H = U^T U (robust weights and active limits
+included) and the points' Jacobian J, the covariance of the 63 coordinates is B B^T with B = J U^-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.joints import FINGERS
+
+DIRECTIONS = (
+    "distance along the viewing ray",
+    "tilt of the palm",
+    *(f"curl of the {f}" if f in ("thumb", "pinky") else f"curl of the {f} finger" for f in FINGERS),
+)
+"""In words, the directions whose variances are compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Of B hands; NaN where the Gauss-Newton matrix could not be factored."""
+
+    points: Tensor
+    """(B, 21, 3) m^2, variance per point and camera axis."""
+    depth: Tensor
+    """(B,) m^2, variance of the hand's mean distance."""
+    aligned: Tensor
+    """(B,) m^2, mean variance of a point (all three axes) that a similarity transform of all points cannot take up."""
+    directions: Tensor
+    """(B, 7) m^2, variances along `DIRECTIONS`."""
+
+
+def summarise(spread: Tensor, points: Tensor) -> Posterior:
+    """From the factor B (B, 21, 3, P), m, and the fitted points (B, 21, 3), m."""
+    mean = spread.mean(1)
+    depth = mean[:, 2].square().sum(-1)
+    directions = [depth, (spread[:, 9, 2] - spread[:, 0, 2]).square().sum(-1)]
+    for f in range(5):
+        directions.append((spread[:, 4 + 4 * f] - spread[:, 1 + 4 * f]).square().sum((1, 2)))
+    return Posterior(spread.square().sum(-1), depth, _aligned(spread, points), torch.stack(directions, 1))
+
+
+def _aligned(spread: Tensor, points: Tensor) -> Tensor:
+    centred = points - points.mean(1, keepdim=True)
+    total = spread.square().sum((1, 2, 3))
+    shift = 21 * spread.mean(1).square().sum((1, 2))
+    moved = spread - spread.mean(1, keepdim=True)
+    scale = (centred[..., None] * moved).sum((1, 2)).square().sum(1) / centred.square().sum((1, 2))
+    turn = torch.linalg.cross(centred[..., None].expand_as(moved), moved, dim=2).sum(1)
+    inertia = centred.square().sum((1, 2))[:, None, None] * torch.eye(3).to(points) - centred.mT @ centred
+    ridge = 1e-9 * torch.eye(3).to(points)
+    turned = (turn * torch.linalg.solve(inertia + ridge, turn)).sum((1, 2))
+    return (total - shift - scale - turned).clamp(min=0) / 21

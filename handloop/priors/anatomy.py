@@ -30,6 +30,15 @@ _RANGES = {
 }
 
 
+def anatomical_ranges() -> np.ndarray:
+    """(15, 3, 2) rad, lowest and highest flexion, abduction and twist of the finger joints in MANO order."""
+    ranges = np.zeros((15, 3, 2))
+    for finger, chain in enumerate(CHAINS):
+        for depth, joint in enumerate(chain):
+            ranges[joint - 1] = np.deg2rad(_RANGES[f"{'thumb' if finger == 0 else 'finger'}{depth + 1}"])
+    return ranges
+
+
 def anatomical_axes(hand: Hand) -> np.ndarray:
     """(15, 3, 3) matrices A with columns f, d, b for the finger joints in MANO order, from the rest pose alone.
 
@@ -121,10 +130,7 @@ class JointLimits:
         99 % of the poses inside the model.
         """
         axes = torch.tensor(anatomical_axes(hand))
-        limits = np.zeros((15, 3, 2))
-        for finger, chain in enumerate(CHAINS):
-            for depth, joint in enumerate(chain):
-                limits[joint - 1] = np.deg2rad(_RANGES[f"{'thumb' if finger == 0 else 'finger'}{depth + 1}"])
+        limits = anatomical_ranges()
         poses = torch.tensor(hand.poses()).reshape(-1, 15, 3)
         if len(poses):
             angles = anatomical_angles(so3_exp(poses), axes).numpy()
@@ -143,7 +149,7 @@ class JointLimits:
 
 
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
-    """As torch.hypot, which rounds by place in the batch; with a floor, since both vanish at 90 degrees of abduction."""
+    """As torch.hypot, which rounds by place in the batch; with a floor, for 90 degrees of abduction, where both are 0."""
     return (a * a + b * b).clamp(min=1e-30).sqrt()
 
 

@@ -12,8 +12,8 @@ from handloop.priors.anatomy import anatomical_angles, angles_and_jacobian
 from handloop.priors.couplings import HINGES, JointCouplings
 
 PUBLISHED_WEIGHT = 2**0.5 * 3.17
-"""E_a as SMPLify's code has it beside a pose prior of weight one, which one in sigmas is: (0.317 * 10)^2 exp(-flexion)^2
-is 1/2 r^2 with this weight. SPIN's 15.2^2 beside 4.78^2 is the same."""
+"""E_a as SMPLify's code has it beside a pose prior of weight one, which one in sigmas is: 3.17^2 exp(-flexion)^2 is
+1/2 r^2 with this weight. SPIN's 15.2^2 beside 4.78^2 is the same."""
 
 # Beyond it the exponential goes on as its tangent; the published form reaches pi at most.
 _LARGEST_EXPONENT = 4.0

@@ -27,7 +27,7 @@ class Recipe:
     robust: float = 9.0
     """Scale of the robust kernel, sigmas: 18 px at a 224-px box."""
     kernel: Literal["geman_mcclure", "huber", "cauchy"] = "geman_mcclure"
-    """What a far point costs: no more than a bound (geman_mcclure), its logarithm (cauchy), or in proportion (huber)."""
+    """What a far point costs: no more than a bound (geman_mcclure), its logarithm (cauchy), its distance (huber)."""
     joint_noise: str | tuple[float, ...] = "uniform"
     """Each point's noise relative to `noise_px`: a name in `core.joint_noise.JOINT_NOISE`, or 21 numbers."""
     limits_sigma_deg: float = 4.0

@@ -149,7 +149,7 @@ class JointLimits:
 
 
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
-    """As torch.hypot, which rounds by place in the batch; with a floor, for 90 degrees of abduction, where both are 0."""
+    """As torch.hypot, which rounds by place in the batch; with a floor, for both are 0 at 90 degrees of abduction."""
     return (a * a + b * b).clamp(min=1e-30).sqrt()
 
 

@@ -200,7 +200,9 @@ def test_jacobian_equals_differences(
     state, term = hard_state.select(torch.arange(60, 100, 3)), make_terms(model)[name]
 
     def value(moved: HandState) -> Tensor:
-        return term.linearise(PosedHand.of(model.kinematics, moved, jacobian=False)).value
+        # These terms look at the state alone.
+        none = torch.zeros(0, dtype=F64)
+        return term.linearise(PosedHand(model.kinematics, moved, points=none, pose=none)).value
 
     jac = dense(term.linearise(PosedHand.of(model.kinematics, state, jacobian=True)))
     expected = derivative(value, state, 1e-5)
@@ -246,13 +248,13 @@ def curled(model: FitModel, synthetic: Callable[..., Any], n: int) -> Tensor:
 
 
 def test_a_coupled_fit_bends_the_tips_it_does_not_see(model: FitModel, synthetic: Callable[..., Any]) -> None:
-    uv = curled(model, synthetic, 12)
-    conf = torch.ones(12, 21, 1, dtype=F64)
+    uv = curled(model, synthetic, 6)
+    conf = torch.ones(6, 21, 1, dtype=F64)
     conf[:, [7, 8, 11, 12, 15, 16, 19, 20]] = 0
     keypoints, K = torch.cat([uv, conf], 2), [[600.0, 0.0, 320.0], [0.0, 600.0, 240.0], [0.0, 0.0, 1.0]]
     off = {}
     for sigma in (None, 10.0, 0.5):
-        result = fit(keypoints, K, recipe=Recipe(coupling_sigma_deg=sigma, seeds=2))
+        result = fit(keypoints, K, recipe=Recipe(coupling_sigma_deg=sigma, seeds=1))
         assert ("flexion_coupling" in result.energy_terms) == (sigma is not None)
         turn = Rotation.from_rotvec(result.params.hand_pose.reshape(-1, 3).numpy()).as_matrix().reshape(-1, 15, 3, 3)
         axes = model.limits.axes.numpy()
@@ -269,7 +271,7 @@ def test_a_coupled_fit_bends_the_tips_it_does_not_see(model: FitModel, synthetic
 def test_a_fit_with_a_term_has_less_of_what_it_is_against(
     setting: dict[str, Any], name: str, models: HandModels, synthetic: Callable[..., Any]
 ) -> None:
-    hands = synthetic(24, 8)
+    hands = synthetic(12, 8)
     g = torch.Generator().manual_seed(1)
     uv = hands.uv + 8 * torch.randn(hands.uv.shape, dtype=F64, generator=g)
     term = make_terms(models.right)[name]
@@ -277,13 +279,13 @@ def test_a_fit_with_a_term_has_less_of_what_it_is_against(
     def energy(recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
         result = fit(uv, hands.K, recipe=recipe)
         state = HandState(
-            result.params.rotation_matrices(), result.params.betas, result.joints[:, 0], torch.zeros(24, dtype=F64)
+            result.params.rotation_matrices(), result.params.betas, result.joints[:, 0], torch.zeros(12, dtype=F64)
         )
         posed = PosedHand.of(models.right.kinematics, state, jacobian=False)
         return term.linearise(posed).energy, dict(result.energy_terms)
 
-    without, plain = energy(Recipe(seeds=2))
-    with_it, named = energy(Recipe(seeds=2, **setting))
+    without, plain = energy(Recipe(seeds=1))
+    with_it, named = energy(Recipe(seeds=1, **setting))
     assert name not in plain and set(named) >= {name, "reprojection"}
     torch.testing.assert_close(named[name], with_it, rtol=1e-6, atol=1e-9)
     assert float(with_it.mean()) < float(without.mean()) and float(without.mean()) > 0

@@ -200,7 +200,7 @@ def test_errors(name: str, change: Callable[[Tensor], Tensor], message: str) -> 
 # In fits.
 
 
-def test_alone_it_leads_to_the_proposal(model: FitModel, synthetic: Callable[..., Any]) -> None:
+def test_alone_it_ends_at_the_proposal(model: FitModel, synthetic: Callable[..., Any]) -> None:
     aim, start = synthetic(10, 1).state, synthetic(10, 2).state
     sd = [torch.full((10, k), 1 / s, dtype=F64) for k, s in ((16, 0.1), (10, 1.0), (3, 0.01))]
     anchor = Anchor.of(aim.rotations, aim.betas, aim.root, *sd)

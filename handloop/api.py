@@ -31,6 +31,7 @@ def fit(
     image_size: np.ndarray | Tensor | Sequence[float] | None = None,
     hand: HandPair | str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "default",
+    joint_noise: str | Sequence[float] | None = None,
     hand_length_mm: float | np.ndarray | Tensor | None = None,
     layout: KeypointLayout | str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -47,6 +48,8 @@ def fit(
         image_size: (w, h) px or (B, 2).
         hand: what `load_hand` takes: a MANO file or folder; None for HANDLOOP_MANO or the embedded hand.
         recipe: a `Recipe` or one of `RECIPES`.
+        joint_noise: how exact the points are compared with each other: the name of their source ("coco_wholebody"; see
+            `core.joint_noise`), or 21 numbers; None for what the recipe says.
         hand_length_mm: wrist joint to middle fingertip where it is known: makes size and depth metric.
         layout: what the source means by its points, a `KeypointLayout` or its file; None for the model's own points.
         device: "auto" takes a CUDA device if there is one; else as torch names it.
@@ -84,7 +87,11 @@ def fit(
                 "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
             )
     models = hand_models(hand, pick_device(device), dtype, layout)
-    return fit_keypoints(models, keypoints, camera, pick_recipe(recipe), length)
+    chosen = pick_recipe(recipe)
+    if joint_noise is not None:
+        ratios = joint_noise if isinstance(joint_noise, str) else tuple(float(v) for v in joint_noise)
+        chosen = replace(chosen, joint_noise=ratios)
+    return fit_keypoints(models, keypoints, camera, chosen, length)
 
 
 def fit_joints(

@@ -39,6 +39,8 @@ class FitCommand:
     """Known hand length in mm, wrist joint to middle fingertip: makes depth metric."""
     noise: float | None = None
     """Standard deviation of the keypoints in px of a hand whose box is 224 px; 2 covers detectors and the model."""
+    joint_noise: Literal["uniform", "coco_wholebody"] | None = None
+    """How exact the points are compared with each other: coco_wholebody for detectors trained on it; else all alike."""
     layout: Path | None = None
     """What the source means by its points, as learned by `handloop layout`; without it, the model's own points."""
     recipe: Literal["default", "fast", "careful", "spin", "smplify"] = "default"

@@ -142,6 +142,8 @@ def _recipe(command: FitCommand) -> Recipe:
     recipe = RECIPES[command.recipe]
     if command.noise is not None:
         recipe = replace(recipe, noise_px=command.noise)
+    if command.joint_noise is not None:
+        recipe = replace(recipe, joint_noise=command.joint_noise)
     if command.free_focal is not None:
         if not 0.01 <= command.free_focal <= 2:
             raise InputError(f"--free-focal is {command.free_focal}, expected a relative deviation of 0.01 to 2.")

@@ -184,6 +184,15 @@ def test_resume_with_other_settings_starts_afresh(
     assert (out / "results.npz").read_bytes() != kept
 
 
+def test_joint_noise_by_name(tmp_path: Path) -> None:
+    outs = {name: tmp_path / name for name in ("plain", "uniform", "coco_wholebody")}
+    assert fit(TWO_FILES[0], "--out", outs["plain"]) == 0
+    for name in ("uniform", "coco_wholebody"):
+        assert fit(TWO_FILES[0], "--out", outs[name], "--joint-noise", name) == 0
+    plain, uniform, coco = (np.load(out / "results.npz")["hand_pose"] for out in outs.values())
+    assert (plain == uniform).all() and np.abs(coco - plain).max() > 1e-4
+
+
 # What the files may be.
 
 

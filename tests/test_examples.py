@@ -54,3 +54,23 @@ def test_smplx_roundtrip(tmp_path: Path) -> None:
     pytest.importorskip("smplx")
     said = output("04_smplx_roundtrip.py", tmp_path)
     assert float(re.findall(r"differ by at most ([\d.e+-]+) m", said)[0]) < 1e-5
+
+
+def code_lines(name: str) -> int:
+    """Lines that are neither blank nor comment nor docstring."""
+    text = re.sub(r'""".*?"""', "", (EXAMPLES / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("#"))
+
+
+def test_custom_term_with_its_own_derivative(tmp_path: Path) -> None:
+    said = output("05_custom_term.py", tmp_path)
+    without, with_it = (float(off) for off in re.findall(r"tips +([\d.]+) mm", said))
+    assert with_it < 1 < without
+    assert code_lines("05_custom_term.py") <= 30
+
+
+def test_custom_recipe(tmp_path: Path) -> None:
+    said = output("06_custom_recipe.py", tmp_path)
+    errors = {name: float(off) for name, off in re.findall(r"(\w+) *: joints +([\d.]+) mm", said)}
+    assert list(errors) == ["default", "mine"] and errors["mine"] < errors["default"]
+    assert code_lines("06_custom_recipe.py") <= 30

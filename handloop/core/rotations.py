@@ -69,6 +69,17 @@ def so3_log(r: Tensor) -> Tensor:
     return v * factor[..., None]
 
 
+def angle_from_sides(y: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+    """atan2(y, x), where radius = hypot(x, y) is known and positive.
+
+    Not atan2: torch's CPU kernel rounds it differently by place in the batch, and its gradient at (0, 0) is NaN.
+    """
+    half = 2 * torch.atan(y / (radius + torch.where(x < 0, -x, x)))
+    # Scaled after the cast: torch.where makes its numbers float32.
+    straight = torch.where(y < 0, -1.0, 1.0).to(y) * torch.pi
+    return torch.where(x < 0, straight - half, half)
+
+
 def quaternion_from_matrix(r: Tensor) -> Tensor:
     """Unit quaternions (..., 4), scalar first, of rotation matrices (..., 3, 3)."""
     m00, m01, m02 = r[..., 0, 0], r[..., 0, 1], r[..., 0, 2]

@@ -184,6 +184,14 @@ class Cauchy:
         return self.c**2 / (self.c**2 + s)
 
 
+KERNELS: dict[str, type[GemanMcClure] | type[Huber] | type[Cauchy]] = {
+    "geman_mcclure": GemanMcClure,
+    "huber": Huber,
+    "cauchy": Cauchy,
+}
+"""Robust kernels by name; each is made with its scale in sigmas."""
+
+
 @dataclass(frozen=True, eq=False)
 class Residual:
     """One term's contribution at a state."""

@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, GemanMcClure, HandState, Term
+from handloop.core.terms import BETAS, FOCAL, KERNELS, POSE, ROOT, HandState, Term
+from handloop.fitting.coupling_terms import FlexionCoupling, Spread
+from handloop.fitting.hyperextension import HingeExtension
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
@@ -20,16 +22,23 @@ from handloop.hand.kinematics import Kinematics
 
 def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[Term]:
     """The standard recipe's terms for these hands."""
+    kernel = KERNELS[recipe.kernel](recipe.robust)
     terms: list[Term] = [
-        Reprojection(seen.uv, seen.inverse_sigma(recipe), seen.focal, seen.princpt, GemanMcClure(recipe.robust)),
+        Reprojection(seen.uv, seen.inverse_sigma(recipe), seen.focal, seen.princpt, kernel),
         PosePrior(model.pose_prior),
         Limits(model.limits, recipe.limits_sigma_deg),
         Shape(recipe.shape_sigma, model.shape_mean),
-        Points3d(seen.xyz, seen.inverse_sigma_3d, GemanMcClure(recipe.robust)),
+        Points3d(seen.xyz, seen.inverse_sigma_3d, kernel),
     ]
     terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
     if recipe.focal_sigma is not None:
         terms.append(FocalPrior(seen.inverse_focal_sigma))
+    if recipe.coupling_sigma_deg is not None:
+        terms.append(FlexionCoupling(model.couplings, recipe.coupling_sigma_deg))
+    if recipe.spread:
+        terms.append(Spread(model.couplings, recipe.limits_sigma_deg))
+    if recipe.hyperextension is not None:
+        terms.append(HingeExtension(model.couplings, recipe.hyperextension))
     return terms
 
 
@@ -81,8 +90,10 @@ class TensorEngine:
 
 
 def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
-    """Whether the compiled engine does this fit: on a CPU, in float64, with the standard terms only."""
-    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and not recipe.extra_terms
+    """Whether the compiled engine does this fit: on a CPU, in float64, with the terms and the kernel it knows."""
+    if model.like.device.type != "cpu" or model.like.dtype != torch.float64:
+        return False
+    return recipe.kernel == "geman_mcclure" and not (recipe.extra_terms or recipe.optional_terms())
 
 
 def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: list[Term]) -> Engine:

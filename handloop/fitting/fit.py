@@ -156,7 +156,7 @@ def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tenso
         "fixed parameters": bool(recipe.fixed),
         "extra terms": bool(recipe.extra_terms),
     }
-    asked = [name for name, there in given.items() if there]
+    asked = [*(name for name, there in given.items() if there), *recipe.optional_terms()]
     if asked:
         raise InputError(
             f"the recipe {recipe.name!r} is a published method that knows nothing of {', '.join(asked)}; "

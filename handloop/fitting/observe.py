@@ -71,7 +71,7 @@ class Observations:
         usable = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
         xyz = torch.where(usable[..., None], given[..., :3], torch.zeros_like(given[..., :3]))
         xyz = torch.cat([xyz[..., :1] * mirror[..., None], xyz[..., 1:]], -1)
-        sigma_3d = torch.tensor(recipe.joint_noise).double() * recipe.noise_mm / 1000
+        sigma_3d = torch.tensor(recipe.noise_ratios(), dtype=torch.float64) * recipe.noise_mm / 1000
         inverse_3d = torch.where(usable, given[..., 3] / sigma_3d, torch.zeros_like(given[..., 3]))
         loose = 1.0 if recipe.focal_sigma is None else 1.0 / recipe.focal_sigma
         firm = torch.where(camera.is_known(), _KNOWN_FOCAL, loose)
@@ -87,7 +87,7 @@ class Observations:
 
     def inverse_sigma(self, recipe: Recipe) -> Tensor:
         """(B, 21) conf / sigma, 1/px; 0 for missing points."""
-        return self.conf / (self.sigma[:, None] * torch.tensor(recipe.joint_noise).to(self.uv))
+        return self.conf / (self.sigma[:, None] * torch.tensor(recipe.noise_ratios(), dtype=torch.float64).to(self.uv))
 
     def views(self) -> Views:
         """Rays for the closed-form starts."""

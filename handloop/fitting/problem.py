@@ -16,6 +16,7 @@ from handloop.hand.load import mirror_hand
 from handloop.hand.mesh import skin
 from handloop.hand.model import Hand, HandPair
 from handloop.priors.anatomy import JointLimits
+from handloop.priors.couplings import JointCouplings
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.shape import HandLength
 
@@ -34,6 +35,7 @@ class FitModel:
     """(10,) centre of the shape prior."""
     pose_prior: GaussianPosePrior
     limits: JointLimits
+    couplings: JointCouplings
     hand_length: HandLength
     seeds: Tensor
     """(S, 15, 3, 3) joint rotations to start from."""
@@ -54,7 +56,9 @@ class FitModel:
         seeds = seed_poses(limits, prior.mean).to(like)
         prior = GaussianPosePrior(prior.mean.to(like), prior.precision_factor.to(like))
         plain, mean = Kinematics.from_hand(hand, dtype), layout.mean_betas.to(like)
-        return cls(hand, kinematics, plain, mean, prior, limits.to(like), HandLength.of(kinematics), seeds, like)
+        couplings = JointCouplings.from_hand(hand, limits).to(like)
+        size = HandLength.of(kinematics)
+        return cls(hand, kinematics, plain, mean, prior, limits.to(like), couplings, size, seeds, like)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from handloop.core.errors import InputError
-from handloop.core.terms import Term
+from handloop.core.joint_noise import JOINT_NOISE
+from handloop.core.terms import KERNELS, Term
 from handloop.fitting.baseline_smplify import SmplifyOptions
 from handloop.fitting.baseline_spin import SpinOptions
 from handloop.fitting.solver import SolverOptions
@@ -23,11 +25,20 @@ class Recipe:
     noise_mm: float = 3.0
     """Standard deviation of a 3D point where some are given, mm."""
     robust: float = 9.0
-    """Scale of the Geman-McClure kernel, sigmas: 18 px at a 224-px box."""
-    joint_noise: tuple[float, ...] = (1.0,) * 21
-    """Each point's noise relative to `noise_px`."""
+    """Scale of the robust kernel, sigmas: 18 px at a 224-px box."""
+    kernel: Literal["geman_mcclure", "huber", "cauchy"] = "geman_mcclure"
+    """What a far point costs: no more than a bound (geman_mcclure), its logarithm (cauchy), its distance (huber)."""
+    joint_noise: str | tuple[float, ...] = "uniform"
+    """Each point's noise relative to `noise_px`: a name in `core.joint_noise.JOINT_NOISE`, or 21 numbers."""
     limits_sigma_deg: float = 4.0
     """How soft the joint limits are."""
+    coupling_sigma_deg: float | None = None
+    """How closely each DIP follows its PIP (`FlexionCoupling`), 10 is reasonable; None for not at all."""
+    spread: bool = False
+    """Whether the range of a knuckle's abduction closes as it flexes (`Spread`), as soft as the limits."""
+    hyperextension: float | None = None
+    """Weight of SMPLify's term against hinges bent backwards (`HingeExtension`), published as 4.48; None for no such
+    term."""
     shape_sigma: float = 1.0
     """Standard deviation of each beta; the models' betas are in population standard deviations."""
     length_sigma_mm: float = 1.0
@@ -60,17 +71,36 @@ class Recipe:
             "limits_sigma_deg": self.limits_sigma_deg,
             "shape_sigma": self.shape_sigma,
             "length_sigma_mm": self.length_sigma_mm,
+            "coupling_sigma_deg": 1.0 if self.coupling_sigma_deg is None else self.coupling_sigma_deg,
+            "hyperextension": 1.0 if self.hyperextension is None else self.hyperextension,
         }
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"{name} is {value}, expected a positive number.")
-        if len(self.joint_noise) != 21 or not all(v > 0 for v in self.joint_noise):
+        if isinstance(self.joint_noise, str) and self.joint_noise not in JOINT_NOISE:
+            raise InputError(f"joint_noise names {self.joint_noise!r}, expected one of {', '.join(JOINT_NOISE)}.")
+        if len(self.noise_ratios()) != 21 or not all(v > 0 for v in self.noise_ratios()):
             raise InputError("joint_noise must be 21 positive numbers in OpenPose order.")
+        if self.kernel not in KERNELS:
+            raise InputError(f"the kernel {self.kernel!r} is unknown, expected one of {', '.join(KERNELS)}.")
         if not 1 <= self.seeds <= 6:
             raise InputError(f"seeds is {self.seeds}, expected 1 to 6.")
         unknown = set(self.fixed) - {"pose", "orient", "betas", "root"}
         if unknown:
             raise InputError(f"fixed names {sorted(unknown)}, expected any of pose, orient, betas, root.")
+
+    def noise_ratios(self) -> tuple[float, ...]:
+        """The 21 numbers of `joint_noise`."""
+        return JOINT_NOISE[self.joint_noise] if isinstance(self.joint_noise, str) else self.joint_noise
+
+    def optional_terms(self) -> tuple[str, ...]:
+        """Names of the settings that add anatomical terms to the standard ones."""
+        asked = {
+            "coupling_sigma_deg": self.coupling_sigma_deg is not None,
+            "spread": self.spread,
+            "hyperextension": self.hyperextension is not None,
+        }
+        return tuple(name for name, there in asked.items() if there)
 
 
 RECIPES: dict[str, Recipe] = {

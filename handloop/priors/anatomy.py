@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.errors import ModelError
-from handloop.core.rotations import so3_exp
+from handloop.core.rotations import angle_from_sides, so3_exp
 from handloop.hand.kinematics import CHAINS
 from handloop.hand.model import Hand
 
@@ -28,6 +28,15 @@ _RANGES = {
     "thumb2": ((-15, 60), (-15, 15), (-15, 15)),
     "thumb3": ((-20, 80), (-8, 8), (-8, 8)),
 }
+
+
+def anatomical_ranges() -> np.ndarray:
+    """(15, 3, 2) rad, lowest and highest flexion, abduction and twist of the finger joints in MANO order."""
+    ranges = np.zeros((15, 3, 2))
+    for finger, chain in enumerate(CHAINS):
+        for depth, joint in enumerate(chain):
+            ranges[joint - 1] = np.deg2rad(_RANGES[f"{'thumb' if finger == 0 else 'finger'}{depth + 1}"])
+    return ranges
 
 
 def anatomical_axes(hand: Hand) -> np.ndarray:
@@ -65,9 +74,11 @@ def anatomical_angles(rotations: Tensor, axes: Tensor) -> Tensor:
 
 def angles_of(m: Tensor) -> Tensor:
     """Flexion, abduction, twist (..., 3) of (..., 3, 3) = Rx(flexion) Ry(abduction) Rz(twist)."""
-    flexion = torch.atan2(-m[..., 1, 2], m[..., 2, 2])
-    abduction = torch.atan2(m[..., 0, 2], torch.hypot(m[..., 1, 2], m[..., 2, 2]))
-    twist = torch.atan2(-m[..., 0, 1], m[..., 0, 0])
+    across = _hypot(m[..., 1, 2], m[..., 2, 2])
+    along = _hypot(m[..., 0, 1], m[..., 0, 0])
+    flexion = angle_from_sides(-m[..., 1, 2], m[..., 2, 2], across)
+    abduction = angle_from_sides(m[..., 0, 2], across, _hypot(m[..., 0, 2], across))
+    twist = angle_from_sides(-m[..., 0, 1], m[..., 0, 0], along)
     return torch.stack([flexion, abduction, twist], -1)
 
 
@@ -119,10 +130,7 @@ class JointLimits:
         99 % of the poses inside the model.
         """
         axes = torch.tensor(anatomical_axes(hand))
-        limits = np.zeros((15, 3, 2))
-        for finger, chain in enumerate(CHAINS):
-            for depth, joint in enumerate(chain):
-                limits[joint - 1] = np.deg2rad(_RANGES[f"{'thumb' if finger == 0 else 'finger'}{depth + 1}"])
+        limits = anatomical_ranges()
         poses = torch.tensor(hand.poses()).reshape(-1, 15, 3)
         if len(poses):
             angles = anatomical_angles(so3_exp(poses), axes).numpy()
@@ -138,6 +146,11 @@ class JointLimits:
         """(B, 15, 3) signed distance outside the range, rad; 0 inside."""
         low, high = self.low.to(angles), self.high.to(angles)
         return (angles - high).clamp(min=0) - (low - angles).clamp(min=0)
+
+
+def _hypot(a: Tensor, b: Tensor) -> Tensor:
+    """As torch.hypot, which rounds by place in the batch; with a floor, for both are 0 at 90 degrees of abduction."""
+    return (a * a + b * b).clamp(min=1e-30).sqrt()
 
 
 def _unit(v: np.ndarray) -> np.ndarray:

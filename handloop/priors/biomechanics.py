@@ -29,6 +29,7 @@ from torch import Tensor
 
 from handloop.core.errors import check_shape
 from handloop.core.joints import BONES, JOINT_NAMES
+from handloop.core.rotations import angle_from_sides
 
 REFERENCE_BONE = 8
 """Wrist to middle knuckle, by which lengths are divided (Spurr et al.; other works take the index finger's)."""
@@ -192,7 +193,7 @@ def palm_structure(skeleton: Skeleton, reference: int | None = REFERENCE_BONE) -
     units, solid = skeleton.units[..., ROOTS, :], skeleton.solid[..., ROOTS]
     both = solid[..., 1:] & solid[..., :-1]
     cosine = (units[..., 1:, :] * units[..., :-1, :]).sum(-1)
-    spread = _angle(palm.sines, cosine, torch.ones_like(cosine))
+    spread = angle_from_sides(palm.sines, cosine, torch.ones_like(cosine))
     return Measured(_kept(curvature, valid), valid), Measured(_kept(spread, both), both)
 
 
@@ -246,7 +247,10 @@ def joint_angles(skeleton: Skeleton) -> Measured:
     values = []
     for at in levels:
         u_x, u_y, u_z = at.parts.unbind(-1)
-        flexion, abduction = _angle(u_x, u_z, at.radius), _angle(u_y, at.radius, torch.ones_like(u_y))
+        flexion, abduction = (
+            angle_from_sides(u_x, u_z, at.radius),
+            angle_from_sides(u_y, at.radius, torch.ones_like(u_y)),
+        )
         values.append(torch.stack([flexion, abduction], -1))
     valid = torch.stack([at.valid for at in levels], -1).flatten(-2)
     value = torch.stack(values, -2).flatten(-3, -2)
@@ -264,17 +268,6 @@ def divide(v: Tensor, length: Tensor, valid: Tensor) -> Tensor:
     """v / length where valid, else zeros without gradient."""
     unit = v / torch.where(valid, length, torch.ones_like(length))[..., None]
     return torch.where(valid[..., None], unit, torch.zeros_like(unit))
-
-
-def _angle(y: Tensor, x: Tensor, radius: Tensor) -> Tensor:
-    """atan2(y, x) where radius = hypot(x, y) is known and not zero.
-
-    Not atan2: torch's CPU kernel rounds it differently by place in the batch, and its gradient at (0, 0) is NaN.
-    """
-    half = 2 * torch.atan(y / (radius + torch.where(x < 0, -x, x)))
-    # Scaled after the cast: torch.where makes its numbers float32.
-    straight = torch.where(y < 0, -1.0, 1.0).to(y) * torch.pi
-    return torch.where(x < 0, straight - half, half)
 
 
 def _kept(value: Tensor, valid: Tensor) -> Tensor:

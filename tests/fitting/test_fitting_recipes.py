@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from handloop.core.errors import InputError
+from handloop.core.joint_noise import JOINT_NOISE
 from handloop.fitting.recipes import RECIPES, Recipe
 
 
@@ -39,6 +40,10 @@ def test_more_care_costs_more() -> None:
         ({"length_sigma_mm": 0.0}, "length_sigma_mm is 0.0, expected a positive number."),
         ({"joint_noise": (1.0,) * 20}, "joint_noise must be 21 positive numbers in OpenPose order."),
         ({"joint_noise": (0.0,) + (1.0,) * 20}, "joint_noise must be 21 positive numbers in OpenPose order."),
+        ({"joint_noise": "openpose"}, "joint_noise names 'openpose', expected one of uniform, coco_wholebody."),
+        ({"kernel": "tukey"}, "the kernel 'tukey' is unknown, expected one of geman_mcclure, huber, cauchy."),
+        ({"coupling_sigma_deg": 0.0}, "coupling_sigma_deg is 0.0, expected a positive number."),
+        ({"hyperextension": -1.0}, "hyperextension is -1.0, expected a positive number."),
         ({"seeds": 0}, "seeds is 0, expected 1 to 6."),
         ({"seeds": 7}, "seeds is 7, expected 1 to 6."),
         ({"fixed": ("pose", "hand")}, "fixed names ['hand'], expected any of pose, orient, betas, root."),
@@ -47,3 +52,16 @@ def test_more_care_costs_more() -> None:
 def test_errors(setting: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         replace(Recipe(), **setting)  # type: ignore[arg-type]
+
+
+def test_names_of_the_settings_that_add_terms() -> None:
+    assert all(recipe.optional_terms() == () for recipe in RECIPES.values())
+    everything = Recipe(coupling_sigma_deg=10.0, spread=True, hyperextension=4.48)
+    assert everything.optional_terms() == ("coupling_sigma_deg", "spread", "hyperextension")
+
+
+def test_noise_ratios() -> None:
+    assert Recipe().noise_ratios() == (1.0,) * 21
+    own = tuple(1.0 + i for i in range(21))
+    assert Recipe(joint_noise=own).noise_ratios() == own
+    assert Recipe(joint_noise="coco_wholebody").noise_ratios() == JOINT_NOISE["coco_wholebody"]

@@ -12,9 +12,11 @@ from handloop.core.terms import BETAS, FOCAL, POSE, ROOT, GemanMcClure, HandStat
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
+from handloop.fitting.self_penetration import SelfPenetration
 from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
 from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 from handloop.hand.kinematics import Kinematics
+from handloop.priors.spheres import hand_spheres
 
 
 def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[Term]:
@@ -29,6 +31,8 @@ def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[
     terms.append(Size(model.hand_length, seen.length, recipe.length_sigma_mm / 1000))
     if recipe.focal_sigma is not None:
         terms.append(FocalPrior(seen.inverse_focal_sigma))
+    if recipe.self_penetration is not None:
+        terms.append(SelfPenetration(hand_spheres(model.hand).to(model.like), recipe.self_penetration))
     return terms
 
 
@@ -72,8 +76,9 @@ class TensorEngine:
 
 
 def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
-    """Whether the compiled engine does this fit: on a CPU, in float64, with the standard terms only."""
-    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and not recipe.extra_terms
+    """Whether the compiled engine does this fit: on a CPU, in float64, with terms it knows only."""
+    known = not recipe.extra_terms and recipe.self_penetration is None
+    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and known
 
 
 def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: list[Term]) -> Engine:

@@ -155,6 +155,7 @@ def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tenso
         "a free focal length": recipe.focal_sigma is not None,
         "fixed parameters": bool(recipe.fixed),
         "extra terms": bool(recipe.extra_terms),
+        "self-penetration": recipe.self_penetration is not None,
     }
     asked = [name for name, there in given.items() if there]
     if asked:

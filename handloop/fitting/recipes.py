@@ -47,6 +47,9 @@ class Recipe:
     that results can be compared."""
     posterior: bool = True
     """Compute how far each fit can be trusted: about 0.1 ms per hand."""
+    self_penetration: float | None = None
+    """None: fingers may pass through each other. A number: what two spheres of the hand in one place cost, in half
+    squared sigmas (see `fitting.self_penetration`)."""
     fixed: tuple[str, ...] = ()
     """Parameter groups that stay at their start: any of "pose", "orient", "betas", "root"."""
     extra_terms: tuple[Term, ...] = ()
@@ -64,6 +67,10 @@ class Recipe:
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"{name} is {value}, expected a positive number.")
+        if self.self_penetration is not None and not 0 < self.self_penetration < float("inf"):
+            raise InputError(
+                f"self_penetration is {self.self_penetration}, expected a positive number, or None to leave it out."
+            )
         if len(self.joint_noise) != 21 or not all(v > 0 for v in self.joint_noise):
             raise InputError("joint_noise must be 21 positive numbers in OpenPose order.")
         if not 1 <= self.seeds <= 6:

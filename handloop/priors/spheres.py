@@ -66,10 +66,14 @@ class HandSpheres:
     def to(self, like: Tensor) -> HandSpheres:
         """With the dtype and on the device of `like`."""
         return HandSpheres(
-            self.part.to(like.device),
-            *(t.to(like) for t in (self.offset, self.offset_dirs, self.radius, self.radius_dirs)),
-            *(t.to(like) for t in (self.joints, self.joints_dirs)),
-            self.pairs.to(like.device),
+            part=self.part.to(like.device),
+            offset=self.offset.to(like),
+            offset_dirs=self.offset_dirs.to(like),
+            radius=self.radius.to(like),
+            radius_dirs=self.radius_dirs.to(like),
+            joints=self.joints.to(like),
+            joints_dirs=self.joints_dirs.to(like),
+            pairs=self.pairs.to(like.device),
         )
 
     def radii(self, betas: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ def measure(case: Case, name: str, recipe: Recipe) -> str:
     error = 1000 * (similarity(fitted, truth).apply(fitted) - truth).norm(dim=-1).mean(1)
     root = 1000 * ((fitted - fitted[:, :1]) - (truth - truth[:, :1])).norm(dim=-1).mean(1)
     relative = 100 * (result.rms_px / case.keypoints.box_size()).median()
+    steps = float(result.steps.double().mean())
     depth = depths_mm(result)
     shares = " | ".join(f"{100 * float((depth > least).double().mean()):.1f}" for least in (0.0, 2.0, 4.0))
     return (
         f"| {case.name} | {name} | {shares} | {float(depth.mean()):.2f} | {float(error.mean()):.2f} "
-        f"| {float(root.mean()):.1f} | {float(relative):.2f} | {float(result.steps.double().mean()):.1f} | {spent:.1f} |"
+        f"| {float(root.mean()):.1f} | {float(relative):.2f} | {steps:.1f} | {spent:.1f} |"
     )
 
 

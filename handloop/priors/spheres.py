@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from handloop.core.errors import ModelError
 from handloop.core.joints import MANO_PARENTS
 from handloop.core.products import bmm
 from handloop.hand.kinematics import CHAINS
@@ -126,6 +127,9 @@ def hand_spheres(hand: Hand) -> HandSpheres:
     """Fit spheres to a hand model of either side; the last eight are kept.
 
     Fingers carry 13 spheres each, the thumb 12, the four metacarpals 16 between them.
+
+    Raises:
+        ModelError: a bone lies outside the mesh.
     """
     joints, tips = hand.joints_rest, hand.v_template[hand.tip_ids]
     found: list[_Sphere] = []
@@ -200,7 +204,9 @@ def _along(hand: Hand, part: int, start: np.ndarray, end: np.ndarray, stations: 
             skin, skin_dirs = _exits(hand, origin, np.concatenate([half, -half]))
             across = (skin[:_RAY_PAIRS] - skin[_RAY_PAIRS:]) / 2
             width = np.linalg.norm(across, axis=1)
-            kept = width <= _WIDEST * np.nanmin(width)
+            kept = width <= _WIDEST * np.nanmin(width, initial=np.inf)
+            if not kept.any():
+                raise ModelError(f"{hand.name}: the mesh does not close around joint {part}, so it has no spheres.")
             both = np.concatenate([kept, kept])
             origin = skin[both].mean(0)
         towards = across[kept] / width[kept, None]
@@ -223,8 +229,8 @@ def _exits(hand: Hand, origin: np.ndarray, directions: np.ndarray) -> tuple[np.n
         u = directions @ np.cross(e2, t).T / det
         v = directions @ q.T / det
         distance = (q * e2).sum(1) / det
-    # The determinant is negative where a ray meets the back of a triangle, on its way out.
-    hit = (det < 0) & (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 0)
+        # The determinant is negative where a ray meets the back of a triangle, on its way out.
+        hit = (det < 0) & (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 0)
     distance = np.where(hit, distance, np.inf)
     face, row = distance.argmin(1), np.arange(len(directions))
     weights = np.stack([1 - u[row, face] - v[row, face], u[row, face], v[row, face]], 1)

@@ -10,6 +10,7 @@ import torch
 import trimesh
 from torch import Tensor
 
+from handloop.core.errors import ModelError
 from handloop.core.joints import MANO_PARENTS
 from handloop.core.rotations import so3_exp
 from handloop.hand.kinematics import Kinematics
@@ -142,3 +143,8 @@ def test_conversion_and_cache(hand: Hand, spheres: HandSpheres) -> None:
     assert single.offset.dtype == single.radius_dirs.dtype == torch.float32 and single.part.dtype == torch.int64
     eye = torch.eye(3).expand(2, 16, 3, 3)
     assert single.posed(eye, torch.zeros(2, 10)).centres.dtype == torch.float32
+
+
+def test_a_mesh_turned_inside_out_is_refused(hand: Hand) -> None:
+    with pytest.raises(ModelError, match="does not close around joint 13"):
+        hand_spheres(replace(hand, faces=hand.faces[:, ::-1].copy()))

@@ -14,10 +14,12 @@ from handloop.fitting.hyperextension import HingeExtension
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
+from handloop.fitting.self_penetration import SelfPenetration
 from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
 from handloop.fitting.starts import Views, closed_form_starts
 from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 from handloop.hand.kinematics import Kinematics
+from handloop.priors.spheres import hand_spheres
 
 
 def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[Term]:
@@ -39,6 +41,8 @@ def standard_terms(model: FitModel, seen: Observations, recipe: Recipe) -> list[
         terms.append(Spread(model.couplings, recipe.limits_sigma_deg))
     if recipe.hyperextension is not None:
         terms.append(HingeExtension(model.couplings, recipe.hyperextension))
+    if recipe.self_penetration is not None:
+        terms.append(SelfPenetration(hand_spheres(model.hand).to(model.like), recipe.self_penetration))
     return terms
 
 

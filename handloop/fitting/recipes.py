@@ -58,6 +58,9 @@ class Recipe:
     that results can be compared."""
     posterior: bool = True
     """Compute how far each fit can be trusted: about 0.1 ms per hand."""
+    self_penetration: float | None = None
+    """None: fingers may pass through each other. A number: what two spheres of the hand in one place cost, in half
+    squared sigmas (see `fitting.self_penetration`)."""
     fixed: tuple[str, ...] = ()
     """Parameter groups that stay at their start: any of "pose", "orient", "betas", "root"."""
     extra_terms: tuple[Term, ...] = ()
@@ -77,6 +80,10 @@ class Recipe:
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"{name} is {value}, expected a positive number.")
+        if self.self_penetration is not None and not 0 < self.self_penetration < float("inf"):
+            raise InputError(
+                f"self_penetration is {self.self_penetration}, expected a positive number, or None to leave it out."
+            )
         if isinstance(self.joint_noise, str) and self.joint_noise not in JOINT_NOISE:
             raise InputError(f"joint_noise names {self.joint_noise!r}, expected one of {', '.join(JOINT_NOISE)}.")
         if len(self.noise_ratios()) != 21 or not all(v > 0 for v in self.noise_ratios()):
@@ -99,6 +106,7 @@ class Recipe:
             "coupling_sigma_deg": self.coupling_sigma_deg is not None,
             "spread": self.spread,
             "hyperextension": self.hyperextension is not None,
+            "self_penetration": self.self_penetration is not None,
         }
         return tuple(name for name, there in asked.items() if there)
 

@@ -72,8 +72,9 @@ class TensorEngine:
 
 
 def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
-    """Whether the compiled engine does this fit: on a CPU, in float64, with the standard terms only."""
-    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and not recipe.extra_terms
+    """Whether the compiled engine does this fit: on a CPU, in float64, with the standard terms and a Gaussian prior."""
+    plain = not recipe.extra_terms and len(model.pose_prior.offsets) == 1
+    return model.like.device.type == "cpu" and model.like.dtype == torch.float64 and plain
 
 
 def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: list[Term]) -> Engine:

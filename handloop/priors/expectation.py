@@ -14,14 +14,11 @@ BORROWED = 45.0
 """Poses' worth of the common covariance that each component's own one starts from, one per dimension: components that
 saw few poses would otherwise lose the directions in which no hand moves."""
 
-UNCORRELATED = 5.0
-"""Poses' worth of independent angles that a common covariance starts from. Of 60 to 150 poses it saves up to a nat per
-pose held out; 10 times as much, or shrinkage towards a multiple of the identity (Ledoit and Wolf 2004, Chen et al.
-2010), costs several: hands have truly stiff directions."""
-
 _FLOOR = np.deg2rad(FLOOR_DEG) ** 2 * np.eye(45)
-_MOST_STEPS = 200
-_TOLERANCE = 1e-4
+# Shrinkage in proportion to the poses' own scatter (towards its diagonal, or a multiple of the identity) is no use here:
+# it widens the directions that hands keep stiff, and less so within components, so that splitting always seems to help.
+_MOST_STEPS = 100
+_TOLERANCE = 1e-3
 """Done when a step gains less than this, nats per pose."""
 
 
@@ -123,20 +120,13 @@ def _maximise(sample: PoseSample, shares: np.ndarray, tied: bool) -> Mixture:
         if sample.covariances is not None:
             scatter[i] += (mass[:, i] @ sample.covariances.reshape(-1, 2025)).reshape(45, 45)
     total = float(count.sum())
-    common = shrunk(scatter.sum(0), total)
+    common = scatter.sum(0) / total + _FLOOR
     if tied:
         covariances = np.repeat(common[None], k, 0)
     else:
         own = scatter + count[:, None, None] * _FLOOR
         covariances = (own + BORROWED * common) / (count + BORROWED)[:, None, None]
     return Mixture((count + 1) / (total + k), means, covariances)
-
-
-def shrunk(scatter: np.ndarray, count: float) -> np.ndarray:
-    """The covariance of `count` poses: their scatter, with the correlations drawn towards zero, and the floor."""
-    independent = np.diag(np.diag(scatter)) / count
-    out: np.ndarray = (scatter + UNCORRELATED * independent) / (count + UNCORRELATED) + _FLOOR
-    return out
 
 
 def _first_shares(poses: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -23,7 +23,7 @@ _MOST_COMPARED = 5000
 """Poses, evenly drawn, that candidates are compared on; the winner learns from all."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Candidate:
     """A kind of prior and how well it explains poses it did not learn from."""
 
@@ -67,8 +67,8 @@ def learn_pose_prior(
 ) -> LearnedPrior:
     """Learn which poses are likely.
 
-    Covariances are shrunk (see `expectation.py`) and have the same floor as `GaussianPosePrior.from_poses`. Candidates
-    are tried from simple to complex, a shared covariance before one each; one more complex than the best so far takes
+    Covariances have the floor of `GaussianPosePrior.from_poses`, and a component's own is shrunk towards the common one.
+    Candidates are tried from simple to complex, a shared covariance before one each; one more complex than the best so far takes
     its place only where held-out poses are likelier under it by more than two standard errors of the difference.
 
     Args:

@@ -107,9 +107,11 @@ class MixturePosePrior:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 45) poses drawn from the mixture."""
         component = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
-        white = torch.randn(n, 45, 1, dtype=self.means.dtype, generator=generator)
-        factors = self.precision_factors[component].mT
-        return self.means[component] + torch.linalg.solve_triangular(factors, white, upper=True)[..., 0]
+        poses = torch.randn(n, 45, dtype=self.means.dtype, generator=generator)
+        for k, (mean, factor) in enumerate(zip(self.means, self.precision_factors, strict=True)):
+            rows = component == k
+            poses[rows] = mean + torch.linalg.solve_triangular(factor.T, poses[rows].T, upper=True).T
+        return poses
 
     def whiten(self, pose: Tensor) -> Tensor:
         """(B, 45) poses to (B, K, 45) coordinates that are standard normal under each component."""

@@ -76,23 +76,19 @@ def test_own_poses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prior.model_digest == HAND.digest and prior.name == "poses of the hand model (2000 poses, 1 Gaussian)"
 
 
-def test_fits_with_it_and_learns_from_the_fits(
-    prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = ["fit", str(DATA / "hands.npz"), "--out", str(tmp_path), "--device", "cpu", "--report-hands", "0"]
+def test_fits_with_it_and_learns_from_the_fits(prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = np.load(DATA / "hands.npz")
+    three = {"keypoints_2d": given["keypoints_2d"][:3], "K": given["K"], "is_right": given["is_right"][:3]}
+    np.savez(tmp_path / "three.npz", **three)
+    args = ["fit", str(tmp_path / "three.npz"), "--out", str(tmp_path), "--device", "cpu", "--report-hands", "0"]
     assert main([*args, "--prior", str(prior)]) == 0
     results = np.load(tmp_path / "results.npz")
     assert str(results["pose_prior"]) == load_prior(prior).name
-    given = np.load(DATA / "hands.npz")
-    alone = fit(
-        given["keypoints_2d"],
-        given["K"] if "K" in given else None,
-        is_right=given["is_right"],
-        image_size=given["image_size"] if "image_size" in given else None,
-        prior=load_prior(prior),
-        device="cpu",
-    )
+    points = three["keypoints_2d"]
+    alone = fit(points, three["K"], is_right=three["is_right"], prior=load_prior(prior), device="cpu")
     np.testing.assert_allclose(results["hand_pose"], alone.params.hand_pose, atol=1e-5)
+    default = fit(points, three["K"], is_right=three["is_right"], device="cpu")
+    assert float(np.abs(results["hand_pose"] - default.params.hand_pose.numpy()).max()) > 0.01
     capsys.readouterr()
     assert main(["prior", str(tmp_path / "results.npz"), "--out", str(tmp_path / "x.npz")]) == 2
     assert "a pose prior of 1 component needs at least 60 poses, got" in capsys.readouterr().err

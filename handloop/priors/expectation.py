@@ -15,8 +15,8 @@ BORROWED = 45.0
 saw few poses would otherwise lose the directions in which no hand moves."""
 
 _FLOOR = np.deg2rad(FLOOR_DEG) ** 2 * np.eye(45)
-# Shrinkage in proportion to the poses' own scatter (towards its diagonal, or a multiple of the identity) is no use here:
-# it widens the directions that hands keep stiff, and less so within components, so that splitting always seems to help.
+# Shrinkage in proportion to the poses' own scatter (towards its diagonal or a multiple of the identity) is no use here:
+# it widens the directions that hands keep stiff, less so within components, and splitting would always seem to help.
 _MOST_STEPS = 100
 _TOLERANCE = 1e-3
 """Done when a step gains less than this, nats per pose."""

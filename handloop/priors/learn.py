@@ -67,9 +67,9 @@ def learn_pose_prior(
 ) -> LearnedPrior:
     """Learn which poses are likely.
 
-    Covariances have the floor of `GaussianPosePrior.from_poses`, and a component's own is shrunk towards the common one.
-    Candidates are tried from simple to complex, a shared covariance before one each; one more complex than the best so far takes
-    its place only where held-out poses are likelier under it by more than two standard errors of the difference.
+    Covariances have the floor of `GaussianPosePrior.from_poses`; a component's own is shrunk towards the common one.
+    Candidates are tried from simple to complex, a shared covariance before one each. One more complex than the best so
+    far takes its place only where held-out poses are likelier under it by two standard errors of the difference.
 
     Args:
         poses: (M, 45) or (M, 15, 3) flat-mean axis-angle, rad, right-hand convention, in the order they were taken:
@@ -85,26 +85,19 @@ def learn_pose_prior(
     Raises:
         InputError: wrong shapes, values that are not finite, or too few poses.
     """
-    sample = _checked(poses, weights, covariances)
-    n = len(sample)
-    wanted = 1 if components is None else components
-    if wanted < 1:
+    if components is not None and components < 1:
         raise InputError(f"{components} components were asked for, expected 1 or more.")
-    if n < wanted * POSES_PER_COMPONENT:
-        noun = "component" if wanted == 1 else "components"
-        raise InputError(
-            f"a pose prior of {wanted} {noun} needs at least {wanted * POSES_PER_COMPONENT} poses, got {n}; "
-            f"give more{' or ask for fewer components' if wanted > 1 else ''}."
-        )
+    sample = _checked(poses, weights, covariances, 1 if components is None else components)
     candidates = _compare(sample, components, seed)
     chosen = _choose(candidates)
     mixture = fit_mixture(sample, chosen.components, chosen.tied, np.random.default_rng(seed), starts=4)
-    return LearnedPrior(
-        _prior(mixture, f"{name} ({n} poses, {chosen.kind})", model_digest), tuple(c for c, _ in candidates), chosen
-    )
+    prior = _prior(mixture, f"{name} ({len(sample)} poses, {chosen.kind})", model_digest)
+    return LearnedPrior(prior, tuple(candidate for candidate, _ in candidates), chosen)
 
 
-def _checked(poses: np.ndarray, weights: np.ndarray | None, covariances: np.ndarray | None) -> PoseSample:
+def _checked(
+    poses: np.ndarray, weights: np.ndarray | None, covariances: np.ndarray | None, components: int
+) -> PoseSample:
     if poses.ndim == 3 and poses.shape[1:] == (15, 3):
         poses = poses.reshape(-1, 45)
     if poses.ndim != 2 or poses.shape[1] != 45:
@@ -120,8 +113,12 @@ def _checked(poses: np.ndarray, weights: np.ndarray | None, covariances: np.ndar
     if not all(np.isfinite(a).all() for a in given) or (weights < 0).any():
         raise InputError("poses, weights and covariances must be finite and weights not negative; leave others out.")
     kept = weights > 0
-    if not kept.any():
-        raise InputError("a pose prior needs poses, and none with a positive weight was given.")
+    if kept.sum() < components * POSES_PER_COMPONENT:
+        noun = "component" if components == 1 else "components"
+        raise InputError(
+            f"a pose prior of {components} {noun} needs at least {components * POSES_PER_COMPONENT} poses, "
+            f"got {kept.sum()}; give more{' or ask for fewer components' if components > 1 else ''}."
+        )
     return sample_of(
         poses[kept].astype(np.float64),
         weights[kept].astype(np.float64),

@@ -74,7 +74,10 @@ def test_a_gaussian_comes_back_as_it_was(tmp_path: Path) -> None:
         ({"format": np.array("else")}, "not a file of a pose prior; expected what handloop prior writes."),
         ({"version": np.array(2)}, "version 2 of the format, this handloop reads 1."),
         ({"offsets": None}, "offsets missing; write it again with handloop prior."),
-        ({"means": np.zeros((3, 45))}, "means (3, 45), precision_factors (2, 45, 45) and offsets (2,), expected (K, 45)"),
+        (
+            {"means": np.zeros((3, 45))},
+            "means (3, 45), precision_factors (2, 45, 45) and offsets (2,), expected (K, 45)",
+        ),
         ({"means": np.full((2, 45), np.nan)}, "holds values that are not finite numbers"),
         ({"offsets": np.array([-1.0, 0.0])}, "no factors of precisions with offsets from 0 up"),
         ({"precision_factors": np.ones((2, 45, 45))}, "no factors of precisions with offsets from 0 up"),
@@ -193,8 +196,14 @@ def test_sources_together() -> None:
         ({"hand_pose": POSES}, "has no is_right; say with --hand which side the poses are of."),
         ({"hand_pose": POSES[:, :12]}, "hand_pose has shape (40, 12), expected (M, 45) axis-angle numbers"),
         ({"hand_pose": POSES, "is_right": np.ones(39)}, "is_right has shape (39,), expected (40,) of true and false."),
-        ({"hand_pose": POSES, "is_right": np.full(40, 2)}, "is_right has shape (40,), expected (40,) of true and false."),
-        ({"hand_pose": np.full((4, 45), 30.0), "is_right": np.ones(4)}, "joint angles reach 52, expected axis-angle in"),
+        (
+            {"hand_pose": POSES, "is_right": np.full(40, 2)},
+            "is_right has shape (40,), expected (40,) of true and false.",
+        ),
+        (
+            {"hand_pose": np.full((4, 45), 30.0), "is_right": np.ones(4)},
+            "joint angles reach 52, expected axis-angle in",
+        ),
         (
             {"hand_pose": POSES, "is_right": RIGHT, "flat_hand_mean": np.array([True, False])},
             "flat_hand_mean must be one true or false for all poses.",

@@ -62,7 +62,9 @@ def test_a_shared_covariance_is_shared_and_found_again() -> None:
 def test_likelihood_against_scipy() -> None:
     mixture = Mixture(np.array([0.2, 0.8]), np.stack([np.zeros(45), APART]), np.stack([ONE, OTHER]))
     poses = two_kinds(50, 0.5, 3)
-    density = 0.2 * multivariate_normal(np.zeros(45), ONE).pdf(poses) + 0.8 * multivariate_normal(APART, OTHER).pdf(poses)
+    density = 0.2 * multivariate_normal(np.zeros(45), ONE).pdf(poses) + 0.8 * multivariate_normal(APART, OTHER).pdf(
+        poses
+    )
     ours = mixture.log_likelihood(sample_of(poses, np.ones(50), None))
     np.testing.assert_allclose(ours, np.log(density), rtol=1e-8)
 
@@ -103,7 +105,7 @@ def test_one_gaussian_is_chosen_for_gaussian_poses() -> None:
     assert learned.prior.name == "mine (400 poses, 1 Gaussian)" and learned.prior.model_digest == "abc"
     kinds = [(c.components, c.tied) for c in learned.candidates]
     assert kinds[0] == (1, True) and {(2, True), (2, False)} <= set(kinds)
-    held = {kind: c for kind, c in zip(kinds, learned.candidates, strict=True)}
+    held = dict(zip(kinds, learned.candidates, strict=True))
     assert held[2, True].gain < 2 * held[2, True].gain_error and held[2, False].gain < 0
 
 
@@ -172,7 +174,7 @@ def test_repeated_poses_leave_no_component_without_a_covariance() -> None:
         (
             np.zeros((80, 45)),
             {"weights": np.zeros(80)},
-            "a pose prior needs poses, and none with a positive weight was given.",
+            "a pose prior of 1 component needs at least 60 poses, got 0; give more.",
         ),
     ],
 )

@@ -68,7 +68,9 @@ def test_the_mean_costs_nothing_and_no_pose_less(prior: MixturePosePrior, poses:
 
 def test_factors_and_weights_are_those_given(prior: MixturePosePrior) -> None:
     factors = prior.precision_factors.numpy()
-    np.testing.assert_allclose(factors @ factors.swapaxes(1, 2) @ COVARIANCES, np.tile(np.eye(45), (3, 1, 1)), atol=1e-9)
+    np.testing.assert_allclose(
+        factors @ factors.swapaxes(1, 2) @ COVARIANCES, np.tile(np.eye(45), (3, 1, 1)), atol=1e-9
+    )
     np.testing.assert_allclose(prior.weights.numpy(), WEIGHTS, rtol=1e-9)
 
 
@@ -198,7 +200,7 @@ def test_pca_errors() -> None:
     for n in (0, 46):
         with pytest.raises(InputError, match=f"^{n} PCA components were asked for, expected 1 to 45.$"):
             GaussianPosePrior.from_pca(hand, n)
-    with pytest.raises(InputError, match="the residual deviation is 0.0 degrees, expected a positive number"):
+    with pytest.raises(InputError, match=r"the residual deviation is 0\.0 degrees, expected a positive number"):
         GaussianPosePrior.from_pca(hand, 6, 0.0)
-    with pytest.raises(InputError, match="the PCA components of .* are not orthonormal"):
+    with pytest.raises(InputError, match=r"the PCA components of .* are not orthonormal"):
         GaussianPosePrior.from_pca(replace(hand, hands_components=2 * hand.hands_components), 6)

@@ -21,6 +21,9 @@ from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
+from handloop.priors.gaussian import GaussianPosePrior
+from handloop.priors.mixture import MixturePosePrior, PosePriorModel
+from handloop.priors.prior_file import load_prior
 
 
 def fit(
@@ -34,6 +37,7 @@ def fit(
     joint_noise: str | Sequence[float] | None = None,
     hand_length_mm: float | np.ndarray | Tensor | None = None,
     layout: KeypointLayout | str | os.PathLike[str] | None = None,
+    prior: PosePriorModel | str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float64,
 ) -> FitResult:
@@ -52,6 +56,8 @@ def fit(
             `core.joint_noise`), or 21 numbers; None for what the recipe says.
         hand_length_mm: wrist joint to middle fingertip where it is known: makes size and depth metric.
         layout: what the source means by its points, a `KeypointLayout` or its file; None for the model's own points.
+        prior: which poses are likely, a `GaussianPosePrior`, a `MixturePosePrior` or the file of one, for both sides;
+            None for the Gaussian of the model's own poses.
         device: "auto" takes a CUDA device if there is one; else as torch names it.
         dtype: torch.float64, or torch.float32 for speed on a GPU.
 
@@ -86,7 +92,7 @@ def fit(
             raise InputError(
                 "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
             )
-    models = hand_models(hand, pick_device(device), dtype, layout)
+    models = hand_models(hand, pick_device(device), dtype, layout, prior)
     chosen = pick_recipe(recipe)
     if joint_noise is not None:
         ratios = joint_noise if isinstance(joint_noise, str) else tuple(float(v) for v in joint_noise)
@@ -101,6 +107,7 @@ def fit_joints(
     hand: HandPair | str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "default",
     layout: KeypointLayout | str | os.PathLike[str] | None = None,
+    prior: PosePriorModel | str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> FitResult:
     """MANO parameters of 21 joints in 3D: sparse, weighted, in any frame.
@@ -109,7 +116,7 @@ def fit_joints(
         joints: (B, 21, 3) m, or (B, 21, 4) with a weight 0..1; points that are not finite count as unknown. Axes are
             right-handed: in a mirrored frame a right hand is a left one.
         is_right: the person's own side, for all or (B,).
-        hand, recipe, layout, device: as in `fit`; the recipe's `noise_mm` says how exact the points are.
+        hand, recipe, layout, prior, device: as in `fit`; the recipe's `noise_mm` says how exact the points are.
 
     Returns:
         `FitResult` in the frame of the joints. It has no 2D keypoints (all missing), so `rms_px` is NaN; how well the
@@ -137,7 +144,7 @@ def fit_joints(
     n = len(given)
     keypoints = Keypoints.from_arrays(torch.zeros(n, 21, 3), is_right)
     camera = Camera.assumed(keypoints.image_size, keypoints.box())
-    models = hand_models(hand, pick_device(device), torch.float64, layout)
+    models = hand_models(hand, pick_device(device), torch.float64, layout, prior)
     result = fit_keypoints(models, keypoints, camera, pick_recipe(recipe), points_3d=points)
     place = result.params.transl - shift[:, 0].to(result.params.transl)
     return replace(
@@ -184,15 +191,18 @@ def hand_models(
     device: torch.device,
     dtype: torch.dtype,
     layout: KeypointLayout | str | os.PathLike[str] | None = None,
+    prior: PosePriorModel | str | os.PathLike[str] | None = None,
 ) -> HandModels:
     """Models ready to fit. Those read from files are kept, because reading one takes longer than fitting a hand."""
     if layout is not None and not isinstance(layout, KeypointLayout):
         layout = KeypointLayout.load(layout)
+    if prior is not None and not isinstance(prior, (GaussianPosePrior, MixturePosePrior)):
+        prior = load_prior(prior)
     if isinstance(hand, HandPair):
-        return HandModels.of(hand, dtype, device, layout)
+        return HandModels.of(hand, dtype, device, layout, prior)
     path = os.environ.get("HANDLOOP_MANO", "") if hand is None else os.fspath(hand)
-    if layout is not None:
-        return HandModels.of(_pair_of(path), dtype, device, layout)
+    if layout is not None or prior is not None:
+        return HandModels.of(_pair_of(path), dtype, device, layout, prior)
     return _models_of(path, device, dtype)
 
 

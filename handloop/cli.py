@@ -1,4 +1,4 @@
-"""The command line: `handloop fit`, `handloop limits`, `handloop eval`, `handloop export`, `handloop doctor`.
+"""The command line: `handloop fit`, `limits`, `eval`, `export`, `layout`, `prior`, `doctor`.
 
 Only light imports at the top: `handloop --help` must not wait for torch.
 """
@@ -43,6 +43,8 @@ class FitCommand:
     """How exact the points are compared with each other: coco_wholebody for detectors trained on it; else all alike."""
     layout: Path | None = None
     """What the source means by its points, as learned by `handloop layout`; without it, the model's own points."""
+    prior: Path | None = None
+    """Which poses are likely, as learned by `handloop prior`; without it, the poses inside the hand model."""
     recipe: Literal["default", "fast", "careful", "spin", "smplify"] = "default"
     """How thoroughly to search; spin and smplify are the published methods, for comparison."""
     save: tuple[Literal["meshes", "overlays"], ...] = ()
@@ -142,6 +144,28 @@ class LayoutCommand:
 
 
 @dataclass(frozen=True)
+class PriorCommand:
+    """Learn which poses are likely from MANO poses: a Gaussian or a mixture, whichever explains unseen poses best."""
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """npz files with hand_pose or pose (N, 45|48), axis-angle in rad; or results.npz, without its doubtful fits."""
+    out: Path
+    """npz to write, for `handloop fit --prior`."""
+    components: Literal["auto"] | int = "auto"
+    """Number of Gaussians; auto takes the number under which poses held out are most likely."""
+    own_poses: bool = False
+    """Learn from the poses inside the hand model, too."""
+    hand: Literal["right", "left"] | None = None
+    """Side of the poses in files that do not say."""
+    mean_relative: bool = False
+    """Files that do not say hold poses relative to MANO's mean pose (flat_hand_mean=False); needs --mano."""
+    mano: str | None = None
+    """MANO file or folder, as for `fit`. A prior from fits or from its own poses belongs to the model."""
+    seed: int = 0
+    """Of the first guesses and of which poses are held out."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -163,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
             "eval": EvalCommand,
             "export": ExportCommand,
             "layout": LayoutCommand,
+            "prior": PriorCommand,
             "doctor": DoctorCommand,
             "version": VersionCommand,
         },
@@ -180,6 +205,10 @@ def main(argv: list[str] | None = None) -> int:
             from handloop.layout_job import run_layout
 
             return run_layout(command)
+        if isinstance(command, PriorCommand):
+            from handloop.prior_job import run_prior
+
+            return run_prior(command)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 

@@ -36,6 +36,8 @@ from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merg
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+from handloop.priors.mixture import PosePriorModel
+from handloop.priors.prior_file import load_prior
 
 if TYPE_CHECKING:
     from handloop.cli import FitCommand
@@ -54,7 +56,8 @@ def run_fit(command: FitCommand) -> int:
     recipe = _recipe(command)
     device = pick_device(command.device)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
-    models = hand_models(command.mano, device, dtype, command.layout)
+    prior = None if command.prior is None else load_prior(command.prior)
+    models = hand_models(command.mano, device, dtype, command.layout, prior)
     options = ReadOptions(
         command.format,
         command.image_size,
@@ -83,7 +86,7 @@ def run_fit(command: FitCommand) -> int:
 
         ensure_compiled()
     started = time.monotonic()
-    result = _fit_in_parts(command, recipe, models, keypoints, camera, console)
+    result = _fit_in_parts(command, recipe, models, prior, keypoints, camera, console)
     seconds = time.monotonic() - started
     path = result.save(out)
     _write_summary(out, result, read, notes, seconds)
@@ -166,7 +169,13 @@ def _clear_earlier(out: Path) -> None:
 
 
 def _fit_in_parts(
-    command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera, console: Console
+    command: FitCommand,
+    recipe: Recipe,
+    models: HandModels,
+    prior: PosePriorModel | None,
+    keypoints: Keypoints,
+    camera: Camera,
+    console: Console,
 ) -> FitResult:
     parts = command.out / "parts"
     stamp = _fingerprint(command, recipe, models, keypoints, camera)
@@ -193,6 +202,7 @@ def _fit_in_parts(
                     hand=models.pair,
                     recipe=recipe,
                     layout=models.layout,
+                    prior=prior,
                     hand_length_mm=length,
                     device=command.device,
                     dtype=models.right.like.dtype,
@@ -223,9 +233,11 @@ def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoi
         "offsets": models.layout.offsets.tolist(),
     }
     digest.update(json.dumps({**settings, **models.provenance(), "ids": keypoints.ids}, default=str).encode())
-    for tensor in (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist):
+    prior = models.right.pose_prior
+    tensors = (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist)
+    for tensor in (*tensors, prior.means, prior.precision_factors, prior.offsets):
         if tensor is not None:
-            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
     return digest.hexdigest()
 
 

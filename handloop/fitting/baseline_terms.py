@@ -36,7 +36,6 @@ from handloop.core.terms import POSE, ROOT, HandState, PosedHand, Residual, Term
 from handloop.fitting.problem import FitModel
 from handloop.fitting.terms import PosePrior, Shape
 from handloop.hand.kinematics import CHAINS
-from handloop.priors.gaussian import GaussianPosePrior
 
 if TYPE_CHECKING:
     # Only a name here: observations know recipes, and a recipe may be one of these baselines.
@@ -241,11 +240,10 @@ def camera_terms(crop: Crop, depth: Tensor, depth_weight: float) -> list[Term]:
 
 def body_terms(model: FitModel, crop: Crop, gmof_px: float, weights: BaselineWeights) -> list[Term]:
     """The stages that move everything but the camera."""
-    prior = model.pose_prior
     axes = model.limits.axes.to(crop.uv)[:, :, 0]
     return [
         CropReprojection(crop, crop.conf, gmof_px),
-        PosePrior(GaussianPosePrior(prior.mean, prior.precision_factor * weights.pose)),
+        PosePrior(model.pose_prior.scaled(weights.pose)),
         Shape(sigma=1 / (_SQRT2 * weights.shape)),
         Hyperextension(axes, weights.limits),
     ]

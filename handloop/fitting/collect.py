@@ -109,10 +109,12 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     dtype = out.energy.dtype
     root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
     joints = torch.full((len(keypoints), 21, 3), float("nan"), dtype=dtype)
+    pose_limit = torch.zeros(len(keypoints), dtype=dtype)
     meant = joints.clone()
     for model, rows in models.split(keypoints.is_right):
         kinematics = model.plain
         state = out.state.select(rows)
+        pose_limit[rows] = model.pose_prior.energy_limit
         root_offset[rows] = kinematics.root_offset(state.betas)
         joints[rows] = kinematics.points(state.rotations, state.betas, state.root)
         layout = kinematics.with_offsets(model.kinematics.offsets)
@@ -131,7 +133,9 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
-    against = reasons_against(out.terms, params.betas, recipe.limits_sigma_deg, relative, out.gap, out.apart)
+    against = reasons_against(
+        out.terms, pose_limit, params.betas, recipe.limits_sigma_deg, relative, out.gap, out.apart
+    )
     usable = (out.status == Status.CONVERGED) | (out.status == Status.MAX_STEPS)
     return FitResult(
         params=params,

@@ -18,6 +18,7 @@ from handloop.hand.model import Hand, HandPair
 from handloop.priors.anatomy import JointLimits
 from handloop.priors.couplings import JointCouplings
 from handloop.priors.gaussian import GaussianPosePrior
+from handloop.priors.mixture import PosePriorModel, check_model
 from handloop.priors.shape import HandLength
 
 
@@ -33,7 +34,7 @@ class FitModel:
     """The model's own points, on the CPU, for results."""
     shape_mean: Tensor
     """(10,) centre of the shape prior."""
-    pose_prior: GaussianPosePrior
+    pose_prior: PosePriorModel
     limits: JointLimits
     couplings: JointCouplings
     hand_length: HandLength
@@ -44,21 +45,25 @@ class FitModel:
 
     @classmethod
     def of(
-        cls, hand: Hand, dtype: torch.dtype, device: torch.device | str, layout: KeypointLayout | None = None
+        cls,
+        hand: Hand,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        layout: KeypointLayout | None = None,
+        pose_prior: PosePriorModel | None = None,
     ) -> FitModel:
-        """From a right hand, or a left one mirrored."""
+        """From a right hand, or a left one mirrored; without a prior, with the Gaussian of its own poses."""
         layout = KeypointLayout.identity() if layout is None else layout
         offsets = None if layout.is_identity() else layout.offsets
         kinematics = Kinematics.from_hand(hand, dtype, device).with_offsets(offsets)
         like = torch.zeros(0, dtype=dtype, device=device)
-        prior = GaussianPosePrior.from_hand(hand)
+        prior = GaussianPosePrior.from_hand(hand) if pose_prior is None else pose_prior
         limits = JointLimits.from_hand(hand)
         seeds = seed_poses(limits, prior.mean).to(like)
-        prior = GaussianPosePrior(prior.mean.to(like), prior.precision_factor.to(like))
         plain, mean = Kinematics.from_hand(hand, dtype), layout.mean_betas.to(like)
         couplings = JointCouplings.from_hand(hand, limits).to(like)
         size = HandLength.of(kinematics)
-        return cls(hand, kinematics, plain, mean, prior, limits.to(like), couplings, size, seeds, like)
+        return cls(hand, kinematics, plain, mean, prior.to(like), limits.to(like), couplings, size, seeds, like)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +82,21 @@ class HandModels:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         layout: KeypointLayout | None = None,
+        pose_prior: PosePriorModel | None = None,
     ) -> HandModels:
         """Prepare a pair of models for fitting keypoints of a source.
 
         Raises:
-            InputError: the layout was made for another model or tip set.
+            InputError: the layout or the prior was made for another model or tip set.
         """
+        if pose_prior is not None:
+            check_model(pose_prior, pair.right.digest)
         if layout is not None:
             layout.check_model(pair.right.digest, pair.right.tip_set)
-        right = FitModel.of(pair.right, dtype, device, layout)
-        left = right if pair.left_is_mirror else FitModel.of(mirror_hand(pair.left), dtype, device, layout)
+        right = FitModel.of(pair.right, dtype, device, layout, pose_prior)
+        left = right
+        if not pair.left_is_mirror:
+            left = FitModel.of(mirror_hand(pair.left), dtype, device, layout, pose_prior)
         return cls(pair, right, left, KeypointLayout.identity() if layout is None else layout)
 
     def split(self, is_right: Tensor) -> Iterator[tuple[FitModel, Tensor]]:
@@ -117,4 +127,5 @@ class HandModels:
             "tip_set": right.tip_set,
             "left_shapedirs": left.left_shapedirs,
             "layout": self.layout.name,
+            "pose_prior": self.right.pose_prior.name,
         }

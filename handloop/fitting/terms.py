@@ -9,7 +9,7 @@ from torch import Tensor
 
 from handloop.core.terms import BETAS, FOCAL, POSE, Kernel, PosedHand, Residual, residual
 from handloop.priors.anatomy import JointLimits, anatomical_angles, angles_and_jacobian
-from handloop.priors.gaussian import GaussianPosePrior
+from handloop.priors.mixture import PosePriorModel
 from handloop.priors.shape import HandLength
 
 
@@ -64,18 +64,18 @@ class Reprojection:
 
 @dataclass(frozen=True, eq=False)
 class PosePrior:
-    """Mahalanobis distance of the pose under a Gaussian (SMPLify's E_theta with one component)."""
+    """Mahalanobis distance of the pose under a Gaussian, or under the nearest one of a mixture (SMPLify's E_theta)."""
 
-    prior: GaussianPosePrior
+    prior: PosePriorModel
     name: str = "pose_prior"
 
     def linearise(self, posed: PosedHand) -> Residual:
-        """(B, 45) white pose coordinates."""
-        value = self.prior.whiten(posed.pose)
+        """(B, 45) white pose coordinates; of a mixture (B, 46), with the component's constant behind them."""
+        value, slope = self.prior.linearise(posed.pose)
         jac = None
         if posed.pose_jacobian is not None:
-            factor = self.prior.precision_factor.to(value).T.reshape(45, 15, 3).transpose(0, 1)
-            jac = (factor @ posed.pose_jacobian).transpose(1, 2).reshape(-1, 45, 1, 45)
+            by_joint = slope.unflatten(-1, (15, 3)).transpose(-3, -2)
+            jac = (by_joint @ posed.pose_jacobian).transpose(1, 2).reshape(*value.shape, 1, 45)
         return residual(value[..., None], jac, columns=POSE)
 
     def select(self, index: Tensor) -> PosePrior:

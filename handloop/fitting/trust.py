@@ -17,10 +17,6 @@ INFLATION = 1.07
 """Factor on the posterior's standard deviations. The Laplace approximation is overconfident where modes are curved or
 several; this one number was fitted on synthetic hands drawn from the priors (benchmarks/coverage.py)."""
 
-_CHI2_45_999 = 80.1
-"""99.9 % of hands have a squared Mahalanobis distance below this (chi-squared with 45 degrees of freedom)."""
-
-
 _POINTS_3D_LIMIT = 21 * 1.5 * 9.0
 """Energy of 21 points that miss by three times the noise each."""
 
@@ -71,12 +67,19 @@ def _weakest(directions: Tensor) -> tuple[str, ...]:
 
 
 def reasons_against(
-    terms: dict[str, Tensor], betas: Tensor, limits_sigma_deg: float, relative_rms: Tensor, gap: Tensor, apart: Tensor
+    terms: dict[str, Tensor],
+    pose_limit: Tensor,
+    betas: Tensor,
+    limits_sigma_deg: float,
+    relative_rms: Tensor,
+    gap: Tensor,
+    apart: Tensor,
 ) -> list[list[str]]:
     """What speaks against each of B fits; empty lists for plausible ones.
 
     Args:
         terms: (B,) energies by term.
+        pose_limit: (B,) energy of the pose prior that its own poses stay below.
         betas: (B, 10).
         limits_sigma_deg: softness of the limits, to turn their energy into degrees.
         relative_rms: (B,) reprojection error over the hand's box.
@@ -84,7 +87,7 @@ def reasons_against(
     """
     beyond = (2 * terms["limits"]).sqrt() * limits_sigma_deg
     checks = (
-        (2 * terms["pose_prior"] > _CHI2_45_999, "the pose is unlike any the model knows"),
+        (terms["pose_prior"] > pose_limit, "the pose is unlike any the model knows"),
         (beyond > 15, "joints are bent beyond their limits"),
         (betas.abs().amax(1) > 3, "the shape is an outlier"),
         (relative_rms > 0.05, "the joints miss the keypoints"),

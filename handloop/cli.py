@@ -20,7 +20,7 @@ class FitCommand:
     """Fit MANO hands to keypoint files and write results.npz, summary.json and report.html."""
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Keypoint files or folders of them (OpenPose, MediaPipe, mmpose, COCO, npz, CSV), or a picture data set's folder."""
+    """Keypoint files or folders of them: OpenPose, MediaPipe, mmpose, COCO, npz, CSV; or a picture data set."""
     out: Path
     """Folder for the results; made if missing."""
     mano: str | None = None

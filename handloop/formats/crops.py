@@ -40,7 +40,10 @@ def warp_picture(picture: np.ndarray, view: ViewChange, row: int = 0) -> np.ndar
     back = one.inverse()
     width, height = (int(v) for v in one.size_out[0].tolist())
     edges = torch.tensor([[-1.0, -1.0], [width, -1.0], [width, height], [-1.0, height]], dtype=torch.float64)
-    part, scale, start = _shrunk(picture, back.pixels(edges[None])[0].numpy(), _density(back, width, height))
+    # A lens bends the crop's edges outwards, by less than this part of its width; a homography keeps them straight.
+    bulge = 0.0 if one.camera_in.dist is None else 0.25
+    corners = back.pixels(edges[None])[0].numpy()
+    part, scale, start = _shrunk(picture, corners, _density(back, width, height), bulge)
     if one.camera_in.dist is None and bool((_rays(back, edges)[:, 2] > 0).all()):
         return _by_homography(part, back, scale, start, (width, height))
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
@@ -70,22 +73,24 @@ def _density(back: ViewChange, width: int, height: int) -> float:
     return float(torch.linalg.det(jacobian).abs().sqrt())
 
 
-def _shrunk(picture: np.ndarray, edges: np.ndarray, density: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shrunk(
+    picture: np.ndarray, edges: np.ndarray, density: float, bulge: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The part of the picture that is needed, shrunk by `density` where that is above 1.
 
     Args:
         picture: (H, W, 3).
         edges: (4, 2) px of the crop's corners in it; NaN for those that no ray of the old camera meets.
         density: old pixels per new one.
+        bulge: how far beyond the corners the crop may reach, as a part of their extent.
 
     Returns:
         The part, and (2,) scale and (2,) start with px in the part = (px - start + 0.5) scale - 0.5.
     """
     size = np.array(picture.shape[1::-1])
     low, high = np.zeros(2, dtype=np.int64), size
-    # A lens bends the edges outwards by less than the margin of a quarter; without it the margin costs little.
     if np.isfinite(edges).all():
-        margin = 0.25 * np.ptp(edges, axis=0) + 2 * max(density, 1.0)
+        margin = bulge * np.ptp(edges, axis=0) + 2 * max(density, 1.0)
         low = np.clip(np.floor(edges.min(0) - margin), 0, size - 1).astype(np.int64)
         high = np.clip(np.ceil(edges.max(0) + margin), low + 1, size).astype(np.int64)
     part = picture[low[1] : high[1], low[0] : high[0]]

@@ -36,9 +36,10 @@ def is_interhand_companion(value: object) -> bool:
     if not isinstance(capture, dict):
         return False
     frame = next(iter(capture.values()), None)
-    return {"campos", "camrot"} <= set(capture) or (
-        isinstance(frame, dict) and ("world_coord" in frame or set(frame) == {"left", "right"})
-    )
+    if {"campos", "camrot"} <= set(capture) or not isinstance(frame, dict):
+        return {"campos", "camrot"} <= set(capture)
+    hand = frame.get("right") or frame.get("left")
+    return "world_coord" in frame or (isinstance(hand, dict) and {"pose", "shape", "trans"} <= set(hand))
 
 
 def interhand_samples(

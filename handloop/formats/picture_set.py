@@ -69,14 +69,6 @@ class PictureSample:
     mano: ManoSample | None = None
     """Published MANO parameters."""
 
-    def load(self) -> np.ndarray:
-        """The picture, (H, W, 3) uint8 RGB, upright as tools that honour EXIF's orientation show it.
-
-        Raises:
-            FileFormatError: there is none, or it cannot be read.
-        """
-        return load_picture(self.image, self.id)
-
 
 @dataclass(frozen=True, eq=False)
 class ManoLabels:
@@ -198,7 +190,11 @@ class PictureSet:
         return Camera(focal, princpt, known=known)
 
     def picture(self, row: int) -> np.ndarray:
-        """The picture of a row, (H, W, 3) uint8 RGB; see `PictureSample.load`."""
+        """The picture of a row, (H, W, 3) uint8 RGB, upright as tools that honour EXIF's orientation show it.
+
+        Raises:
+            FileFormatError: there is none, or it cannot be read.
+        """
         return load_picture(self.keypoints.image[row], self.keypoints.ids[row])
 
     def select(self, index: Tensor) -> PictureSet:

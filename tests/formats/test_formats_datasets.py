@@ -76,11 +76,11 @@ def test_panoptic(tmp_path: Path) -> None:
     write_picture(tmp_path / "hand143_panopticdb/imgs/00000000.jpg", (1920, 1080))
     pictures = open_pictures(tmp_path)
     assert pictures.dataset == "CMU Panoptic hands" and len(pictures) == 4
-    assert pictures.keypoints.is_right.tolist() == [False, True, True, True]
-    assert pictures.side_known.tolist() == [True, True, True, False]
+    assert pictures.keypoints.is_right.tolist() == [True, False, True, True]
+    assert pictures.side_known.tolist() == [False, True, True, True]
     assert seen(pictures).tolist() == [20] * 4 and (pictures.keypoints.conf[:, 3] == 0).all()
-    assert pictures.keypoints.image_size.tolist() == [[128, 96]] * 3 + [[1920, 1080]]
-    assert pictures.split == ("manual_train", "manual_train", "synth2", "hand143")
+    assert pictures.keypoints.image_size.tolist() == [[1920, 1080]] + [[128, 96]] * 3
+    assert pictures.split == ("hand143", "manual_train", "manual_train", "synth2")
     assert [Path(p.path).name for p in pictures.problems] == ["bad_l.json"]
     assert any("1 entries" in note for note in pictures.notes)
     assert all(Path(image).is_file() for image in pictures.keypoints.image)

@@ -136,7 +136,7 @@ def test_freihand(tmp_path: Path) -> None:
 def test_a_freihand_folder_is_input_of_a_fit_each_hand_once(tmp_path: Path) -> None:
     joints = freihand(tmp_path)
     result = read_keypoints([tmp_path])
-    assert result.problems == () and result.keypoints.ids == ("training/00000000", "training/00000001")
+    assert result.problems == () and result.keypoints.ids == ("00000000", "00000001")
     assert result.truth_joints is not None and result.camera is not None and result.camera.known is not None
     close(result.truth_joints, joints)
     close(result.camera.project(result.truth_joints), result.keypoints.xy.numpy(), 1e-8)

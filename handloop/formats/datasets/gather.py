@@ -68,6 +68,29 @@ def entry(value: object, key: object, shape: tuple[int, ...]) -> np.ndarray:
     return found.astype(np.float64).reshape(shape)
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; quick among 100,000 files."""
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+
+
+def starts_with_key(folder: Path, key: bytes, without: str = "") -> bool:
+    """Whether some JSON file of a folder, the first that is listed, names `key` in its first megabyte.
+
+    Args:
+        folder: to look in.
+        key: the key with its quotation marks.
+        without: stem of a file that does not count.
+    """
+    if not folder.is_dir():
+        return False
+    path = next((p for p in folder.glob("*.json") if p.stem != without), None)
+    if path is None:
+        return False
+    with open(path, "rb") as file:
+        return key in file.read(1_000_000)
+
+
 class Listing:
     """The pictures of folders by stem, each folder listed once."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from handloop.core.errors import FileFormatError
-from handloop.formats.datasets.gather import Gathered, Listing
+from handloop.formats.datasets.gather import Gathered, Listing, starts_with_key, subfolders
 from handloop.formats.discover import natural_key
 from handloop.formats.handedness import thumb_side
 from handloop.formats.loading import json_kind, numbers, read_json
@@ -22,6 +22,8 @@ from handloop.formats.picture_set import PictureSample
 from handloop.formats.pictures import picture_size
 
 EXPECTED = "NAME.json with 'pts2d_2hand' beside NAME.jpg (here, or in train, test)"
+_NAMES = "ids"
+"""Stem of a list of names that some users keep beside the files."""
 _CLEAR = 0.1
 """Sine of the thumb's angle to the palm from which a side counts as decided; as for keypoint files."""
 
@@ -31,12 +33,9 @@ def found(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    for parent in (folder, *sorted(p for p in folder.glob("*") if p.is_dir())):
-        path = next((p for p in sorted(parent.glob("*.json")) if p.stem != "ids"), None)
-        if path is not None:
-            with open(path, "rb") as file:
-                if b'"pts2d_2hand"' in file.read(1_000_000):
-                    yield parent
+    for parent in (folder, *subfolders(folder)):
+        if starts_with_key(parent, b'"pts2d_2hand"', _NAMES):
+            yield parent
 
 
 def read(gathered: Gathered) -> None:
@@ -44,8 +43,7 @@ def read(gathered: Gathered) -> None:
     votes = 0
     for folder in _folders(gathered.folder):
         for path in sorted(folder.glob("*.json"), key=lambda p: natural_key(p.name)):
-            # A list of names that some users keep beside the files.
-            if path.stem == "ids":
+            if path.stem == _NAMES:
                 continue
             with gathered.naming(path):
                 samples, vote = _file(path, listing, "" if folder == gathered.folder else folder.name)

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from handloop.formats.datasets import coco_set, interhand_set
-from handloop.formats.datasets.open import Layout, read_layout, recognise
+from handloop.formats.datasets.open import LAYOUTS, read_layout, recognise
 from handloop.formats.discover import FoundFile
 from handloop.formats.file_hands import FileHands
 from handloop.formats.notes import Notes
 from handloop.formats.options import Problem
 from handloop.formats.picture_set import PictureSet
 
-# Their files are keypoint files in their own right and are found one by one, also beside other files.
-_BY_FILE = (coco_set.found, interhand_set.found)
+# The files of the others are keypoint files in their own right and are found one by one, also beside other files.
+_WHOLE = tuple(layout for layout in LAYOUTS if layout.found not in (coco_set.found, interhand_set.found))
 
 
 def take_data_sets(
@@ -37,7 +37,7 @@ def take_data_sets(
     taken: list[tuple[FoundFile, FileHands]] = []
     for given in inputs:
         path = Path(given)
-        layout = _layout(path) if path.is_dir() else None
+        layout = recognise(path, _WHOLE) if path.is_dir() else None
         if layout is None:
             left.append(given)
             continue
@@ -51,11 +51,6 @@ def take_data_sets(
     return left, taken
 
 
-def _layout(path: Path) -> Layout | None:
-    layout = recognise(path)
-    return None if layout is None or layout.found in _BY_FILE else layout
-
-
 def picture_set_hands(pictures: PictureSet) -> FileHands:
     """The hands with keypoints; of pictures that show the very same hand the first."""
     _, first = np.unique(pictures.hand.numpy(), return_index=True)
@@ -63,11 +58,14 @@ def picture_set_hands(pictures: PictureSet) -> FileHands:
     chosen[torch.from_numpy(first)] = True
     some = pictures.select(chosen & (pictures.keypoints.conf > 0).any(1))
     keypoints = some.keypoints
+    # Names as the data set's own lists and servers use them, where they stay different: without the part's.
+    part = some.split[0] + "/" if len(set(some.split)) == 1 else ""
+    ids = tuple(name.removeprefix(part) for name in keypoints.ids)
     sides = zip(keypoints.is_right.tolist(), some.side_known.tolist(), strict=True)
     return FileHands(
         "table",
         torch.cat([keypoints.xy, keypoints.conf[..., None]], 2).numpy(),
-        keypoints.ids,
+        ids if len(set(ids)) == len(ids) else keypoints.ids,
         tuple(right if known else None for right, known in sides),
         own_ids=True,
         frames=keypoints.frame.numpy(),

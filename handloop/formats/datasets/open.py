@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +41,9 @@ LAYOUTS = tuple(
 )
 
 
-def recognise(folder: Path) -> Layout | None:
-    """Which data set a folder is, None for none of the known."""
-    for layout in LAYOUTS:
+def recognise(folder: Path, layouts: Sequence[Layout] = LAYOUTS) -> Layout | None:
+    """Which data set a folder is, None for none of `layouts`."""
+    for layout in layouts:
         try:
             if layout.found(folder):
                 return layout

@@ -14,14 +14,15 @@ import numpy as np
 
 from handloop.core.errors import FileFormatError
 from handloop.formats.coco_json import side_of_name
-from handloop.formats.datasets.gather import Finder, Gathered, Listing
+from handloop.formats.datasets.gather import Finder, Gathered, Listing, starts_with_key, subfolders
 from handloop.formats.discover import natural_key
 from handloop.formats.loading import json_kind, numbers, read_json
 from handloop.formats.picture_set import PictureSample
 from handloop.formats.pictures import picture_size
 
 EXPECTED = "manual_train/NAME_l.json with 'hand_pts', synth1/NAME.json, or hands_v143_14817.json"
-_SUBFOLDERS = ("manual_*", "synth*", "hand_labels/manual_*", "hand_labels_synth/synth*", "hand143_panopticdb")
+_ABOVE = ("hand_labels", "hand_labels_synth")
+_PARTS = ("manual_", "synth", "hand143_panopticdb")
 
 
 def found(folder: Path) -> bool:
@@ -29,18 +30,11 @@ def found(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    for pattern in _SUBFOLDERS:
-        yield from (p for p in sorted(folder.glob(pattern)) if p.is_dir())
-    if next(folder.glob("hands_v143_*.json"), None) is not None or _is_single(next(folder.glob("*.json"), None)):
-        yield folder
-
-
-def _is_single(path: Path | None) -> bool:
-    """Whether a file is one of the sets with a JSON per picture."""
-    if path is None:
-        return False
-    with open(path, "rb") as file:
-        return b'"hand_pts"' in file.read(1_000_000)
+    below = subfolders(folder)
+    below += [part for parent in below if parent.name in _ABOVE for part in subfolders(parent)]
+    for part in (*(p for p in below if p.name.startswith(_PARTS)), folder):
+        if next(part.glob("hands_v143_*.json"), None) is not None or starts_with_key(part, b'"hand_pts"'):
+            yield part
 
 
 def read(gathered: Gathered) -> None:

@@ -54,14 +54,16 @@ def warp_picture(picture: np.ndarray, view: ViewChange, row: int = 0) -> np.ndar
 
 def augment_picture(picture: np.ndarray, augmentation: Augmentation, row: int = 0) -> np.ndarray:
     """The crop of `warp_picture` with the drawn colours and patches."""
-    crop = warp_picture(picture, augmentation.view, row).astype(np.float64) * augmentation.gain[row].numpy()
+    gain = augmentation.gain[row].numpy()
+    table = np.clip(np.round(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)
+    crop = table[warp_picture(picture, augmentation.view, row), np.arange(3)]
     height, width = crop.shape[:2]
     for box, colour in zip(augmentation.patch_box[row].numpy(), augmentation.patch_colour[row].numpy(), strict=True):
         if np.isfinite(box).all():
             x0, x1 = np.clip(np.round(box[[0, 2]] + 0.5), 0, width).astype(int)
             y0, y1 = np.clip(np.round(box[[1, 3]] + 0.5), 0, height).astype(int)
-            crop[y0:y1, x0:x1] = 255 * colour
-    return np.clip(np.round(crop), 0, 255).astype(np.uint8)
+            crop[y0:y1, x0:x1] = np.round(255 * colour)
+    return crop
 
 
 def _density(back: ViewChange, width: int, height: int) -> float:

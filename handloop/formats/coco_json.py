@@ -61,7 +61,7 @@ def coco_samples(value: object, source: Path, split: str = "") -> tuple[list[Pic
             name += f":p{seen[key]}" if counts[key] > 1 else ""
             seen[key] += 1
             samples += _person(person, images.get(key, {}), name, _is_rhd(value, person), source, split)
-        except FileFormatError as error:
+        except (FileFormatError, OverflowError) as error:
             damaged.append(f"annotation {number}: {str(error).rstrip('.')}")
     if damaged and not samples:
         raise FileFormatError(f"no annotation could be read; {damaged[0]}.")

@@ -68,10 +68,10 @@ def interhand_samples(
     for image in value["images"]:
         try:
             samples += _picture(image, cameras, joints, mano, boxes, (source, find, split))
-        except (KeyError, TypeError, AttributeError) as error:
-            lost.append(f"{_name(image)} ({type(error).__name__} {error})")
         except FileFormatError as error:
             lost.append(f"{_name(image)} ({str(error).rstrip('.')})")
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            lost.append(f"{_name(image)} ({type(error).__name__} {error})")
     if lost and not samples:
         raise FileFormatError(f"no picture has both a camera and joints; the first: {lost[0]}.")
     notes = [f"{len(lost)} pictures lack a camera or joints and were left out, the first: {lost[0]}."] if lost else []

@@ -148,7 +148,8 @@ class PictureSet:
         problems: Sequence[Problem] = (),
         notes: Sequence[str] = (),
     ) -> PictureSet:
-        """Stack samples; their sides are compared with the thumbs where there is 3D."""
+        """Stack samples; cameras are checked, and sides compared with the thumbs where there is 3D."""
+        samples, odd = with_usable_cameras(samples)
         n = len(samples)
         joints = _stack([s.joints for s in samples], (n, 21, 3))
         keypoints = Keypoints.from_arrays(
@@ -175,7 +176,7 @@ class PictureSet:
             tuple(s.mask for s in samples),
             tuple(s.split for s in samples),
             tuple(problems),
-            (*notes, *_side_notes(joints, keypoints.is_right, known)),
+            (*notes, *odd, *_side_notes(joints, keypoints.is_right, known)),
         )
 
     def camera(self) -> Camera:
@@ -241,6 +242,24 @@ def load_picture(path: str, name: str) -> np.ndarray:
             return np.asarray((ImageOps.exif_transpose(picture) or picture).convert("RGB"))
     except Exception as error:  # Damaged pictures raise many kinds.
         raise FileFormatError(f"{path}: the picture cannot be read ({type(error).__name__}).") from error
+
+
+def with_usable_cameras(samples: Sequence[PictureSample]) -> tuple[list[PictureSample], list[str]]:
+    """The samples without those K that no pinhole camera has, and a note on how many there were."""
+    bad = [s.matrix is not None and not _is_pinhole(s.matrix) for s in samples]
+    kept = [replace(s, matrix=None) if wrong else s for s, wrong in zip(samples, bad, strict=True)]
+    if not any(bad):
+        return kept, []
+    first = samples[bad.index(True)].id
+    return kept, [f"{sum(bad)} hands have a K that is no pinhole camera's, which was left out; the first is {first}."]
+
+
+def _is_pinhole(matrix: np.ndarray) -> bool:
+    try:
+        Camera.from_matrix(matrix)
+    except InputError:
+        return False
+    return True
 
 
 def project(joints: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from handloop.formats.coco_json import coco_samples
 from handloop.formats.file_hands import FileHands, no_hands
 from handloop.formats.interhand import SUFFIXES, interhand_samples, is_interhand_companion
 from handloop.formats.loading import read_json
-from handloop.formats.picture_set import PictureSample
+from handloop.formats.picture_set import PictureSample, with_usable_cameras
 
 
 def read_coco(path: Path) -> FileHands:
@@ -65,7 +66,8 @@ def _interhand_picture(path: Path, name: str) -> str:
 
 def _file_hands(samples: Sequence[PictureSample], notes: Sequence[str]) -> FileHands:
     if not samples:
-        return FileHands("table", np.zeros((0, 21, 3)), (), (), notes=tuple(notes))
+        return replace(no_hands("table"), notes=tuple(notes))
+    samples, odd = with_usable_cameras(samples)
     n = len(samples)
     size, matrix, joints = np.full((n, 2), np.nan), np.full((n, 3, 3), np.nan), np.full((n, 21, 3), np.nan)
     for i, sample in enumerate(samples):
@@ -82,5 +84,5 @@ def _file_hands(samples: Sequence[PictureSample], notes: Sequence[str]) -> FileH
         images=tuple(s.image for s in samples),
         matrix=matrix if np.isfinite(matrix).any() else None,
         truth=joints if np.isfinite(joints).any() else None,
-        notes=tuple(notes),
+        notes=(*notes, *odd),
     )

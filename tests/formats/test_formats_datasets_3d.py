@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from handloop.core.errors import FileFormatError, ModelError
 from handloop.core.params import HandParams
+from handloop.evaluation.truth import read_truth
 from handloop.formats import PictureSet, open_pictures, read_keypoints
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import embedded_hand
@@ -141,6 +142,8 @@ def test_a_freihand_folder_is_input_of_a_fit_each_hand_once(tmp_path: Path) -> N
     close(result.truth_joints, joints)
     close(result.camera.project(result.truth_joints), result.keypoints.xy.numpy(), 1e-8)
     assert any("this is FreiHAND: 2 hands" in note for note in result.notes)
+    # `handloop eval` pairs results with the truth by these names.
+    assert read_truth(tmp_path).ids == result.keypoints.ids
 
 
 def test_damaged_freihand_files_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -151,6 +154,15 @@ def test_damaged_freihand_files_are_named_and_the_rest_is_read(tmp_path: Path) -
     assert [Path(p.path).name for p in pictures.problems] == ["training_mano.json", "evaluation_xyz.json"]
     assert "truncated" in pictures.problems[0].message and "expected (1, 21, 3)" in pictures.problems[1].message
     assert len(pictures) == 5 and pictures.mano is None
+
+
+def test_cameras_that_are_none_are_left_out_and_named(tmp_path: Path) -> None:
+    freihand(tmp_path)
+    dump(tmp_path / "training_K.json", [K.tolist(), np.diag([0.0, 0, 1]).tolist()])
+    pictures = open_pictures(tmp_path)
+    assert torch.isnan(pictures.K[1]).all() and any("2 hands have a K that is no" in note for note in pictures.notes)
+    result = read_keypoints([tmp_path])
+    assert result.camera is not None and result.camera.is_known().tolist() == [True, False]
 
 
 # InterHand2.6M.
@@ -221,6 +233,21 @@ def test_interhand_files_are_keypoint_files_too(tmp_path: Path) -> None:
     (tmp_path / "annotations/train/InterHand2.6M_train_data.json").unlink()
     result = read_keypoints([tmp_path])
     assert "needs InterHand2.6M_train_data.json beside it" in result.problems[0].message
+
+
+def test_damaged_interhand_pictures_are_left_out(tmp_path: Path) -> None:
+    interhand(tmp_path)
+    path = tmp_path / "annotations/train/InterHand2.6M_train_joint_3d.json"
+    frames = json.loads(path.read_text())
+    frames["0"]["10"]["world_coord"].pop()
+    dump(path, frames)
+    pictures = open_pictures(tmp_path)
+    assert len(pictures) == 1 and "1 pictures lack a camera or joints" in pictures.notes[0]
+    assert "image10.png (world_coord has shape (41, 3)" in pictures.notes[0]
+    frames["0"].pop("11")
+    dump(path, frames)
+    with pytest.raises(FileFormatError, match=r"no hand of InterHand2\.6M could be read"):
+        open_pictures(tmp_path)
 
 
 def licensed(pair: HandPair) -> HandPair:

@@ -55,7 +55,8 @@ def recognise(folder: Path, layouts: Sequence[Layout] = LAYOUTS) -> Layout | Non
 def read_layout(folder: Path, layout: Layout) -> PictureSet:
     """All hands of a recognised folder; files that cannot be used are named in `problems`."""
     gathered = Gathered(folder)
-    layout.read(gathered)
+    with gathered.naming(folder):
+        layout.read(gathered)
     return PictureSet.from_samples(
         layout.name, gathered.samples, gathered.mean_relative, gathered.problems, gathered.notes
     )

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from handloop.evaluation.truth import read_truth
 from handloop.formats import PictureSet, open_pictures, read_keypoints
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import embedded_hand
-from handloop.hand.model import HandPair
+from handloop.hand.model import Hand, HandPair
 
 K = np.array([[480.0, 0, 111.0], [0, 470.0, 113.0], [0, 0, 1]])
 
@@ -43,13 +44,18 @@ def in_order(hand: Named, names: Iterable[str]) -> np.ndarray:
     return np.stack([hand[name] for name in names])
 
 
+@cache
+def model(is_right: bool) -> tuple[Hand, Kinematics]:
+    hand = embedded_hand().side(is_right)
+    return hand, Kinematics.from_hand(hand)
+
+
 def hands_in_camera(n: int, is_right: bool, seed: int = 0) -> np.ndarray:
     """(n, 21, 3) m, camera frame: bent hands of one side about 0.5 m away."""
     rng = np.random.default_rng(seed)
-    pair = embedded_hand()
-    kin = Kinematics.from_hand(pair.side(is_right))
+    hand, kin = model(is_right)
     orient = rng.normal(size=(n, 3))
-    pose = np.tile(pair.side(is_right).hands_mean, (n, 1)) * rng.uniform(0.3, 1, (n, 1))
+    pose = np.tile(hand.hands_mean, (n, 1)) * rng.uniform(0.3, 1, (n, 1))
     place = np.stack([rng.uniform(-0.05, 0.05, n), rng.uniform(-0.05, 0.05, n), rng.uniform(0.45, 0.6, n)], 1)
     zeros = np.zeros((n, 10))
     params = HandParams(*(torch.from_numpy(a) for a in (orient, pose, zeros, np.zeros((n, 3)))))

@@ -20,7 +20,7 @@ class FitCommand:
     """Fit MANO hands to keypoint files and write results.npz, summary.json and report.html."""
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Keypoint files or folders of them: OpenPose JSON, MediaPipe dumps (JSON, pbtxt, npy), npz, CSV."""
+    """Keypoint files or folders of them: OpenPose, MediaPipe, mmpose, COCO, npz, CSV; or a picture data set."""
     out: Path
     """Folder for the results; made if missing."""
     mano: str | None = None
@@ -51,7 +51,7 @@ class FitCommand:
     """Also write meshes/*.obj, or overlays/*.png of every hand."""
     report_hands: int = 60
     """Hands shown with picture and mesh in report.html, worst first; 0 writes no report."""
-    format: Literal["openpose", "mediapipe", "npz", "csv"] | None = None
+    format: Literal["openpose", "mediapipe", "npz", "csv", "coco", "mmpose", "interhand"] | None = None
     """Read all files as this format instead of looking at their content."""
     image_size: tuple[float, float] | None = None
     """Width and height of the pictures in px, where the files do not say."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handloop.formats.options import Problem
+from handloop.formats.other_kinds import common_hint
 
 
 @dataclass(frozen=True)
@@ -111,5 +112,8 @@ def _is_output(parent: str, folders: list[str], names: list[str]) -> bool:
 def _nothing_message(others: list[str], suffixes: frozenset[str]) -> str:
     wanted = ", ".join(sorted(suffixes))
     if others:
-        return f"the folder holds no keypoint file ({len(others)} files of other kinds); expected one of {wanted}."
+        advice = common_hint(others)
+        return f"the folder holds no keypoint file ({len(others)} files of other kinds); expected one of {wanted}." + (
+            f" {advice}." if advice else ""
+        )
     return f"the folder is empty; expected files of the kinds {wanted}."

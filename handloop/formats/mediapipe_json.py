@@ -29,7 +29,8 @@ _MAX_HANDS = 4
 
 _EXPECTED = (
     "expected OpenPose's 'people', MediaPipe's 'hand_landmarks', 'landmarks', 'multi_hand_landmarks' or "
-    "'left_hand_landmarks', a list of such results per frame, or arrays of 21 points"
+    "'left_hand_landmarks', a list of such results per frame, mmpose's 'instances', COCO's 'annotations' with "
+    "keypoints, or arrays of 21 points"
 )
 
 

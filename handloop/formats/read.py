@@ -7,16 +7,22 @@ from pathlib import Path
 
 from handloop.core.errors import FileFormatError, InputError
 from handloop.formats.assemble import assemble
+from handloop.formats.coco_json import is_coco
 from handloop.formats.csv_table import read_csv
+from handloop.formats.datasets.keypoints import take_data_sets
 from handloop.formats.discover import FoundFile, discover
 from handloop.formats.file_hands import FileHands
+from handloop.formats.interhand import is_interhand_companion, is_interhand_data
 from handloop.formats.loading import check_file, read_json
 from handloop.formats.mediapipe import read_mediapipe
 from handloop.formats.mediapipe_json import mediapipe_hands
+from handloop.formats.mmpose_json import is_mmpose, mmpose_hands, read_mmpose
 from handloop.formats.notes import Notes
 from handloop.formats.npz import read_contract
 from handloop.formats.openpose import is_openpose, openpose_hands, read_openpose
 from handloop.formats.options import Problem, ReadOptions, ReadResult
+from handloop.formats.other_kinds import hint
+from handloop.formats.sample_files import coco_hands, interhand_companion, interhand_hands, read_coco, read_interhand
 
 Reader = Callable[[Path], FileHands]
 
@@ -25,6 +31,9 @@ FORMATS: dict[str, Reader] = {
     "mediapipe": read_mediapipe,
     "npz": read_contract,
     "csv": read_csv,
+    "coco": read_coco,
+    "mmpose": read_mmpose,
+    "interhand": read_interhand,
 }
 """The reader of one file, by the name that `ReadOptions.format` takes."""
 
@@ -33,6 +42,9 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "mediapipe": (".json", ".pbtxt", ".prototxt", ".textproto", ".npy"),
     "npz": (".npz",),
     "csv": (".csv", ".tsv"),
+    "coco": (".json",),
+    "mmpose": (".json",),
+    "interhand": (".json",),
 }
 """What is read inside a folder, by format."""
 
@@ -47,7 +59,8 @@ def read_keypoints(inputs: Sequence[str | Path] | str | Path, options: ReadOptio
     """Read hands from files and folders.
 
     Args:
-        inputs: files and folders; folders are searched to any depth for files of known kinds.
+        inputs: files and folders; folders are searched to any depth for files of known kinds. A folder that is a
+            picture data set (`open_pictures`) is read as such, each annotated hand once.
         options: what the files do not say.
 
     Returns:
@@ -64,12 +77,13 @@ def read_keypoints(inputs: Sequence[str | Path] | str | Path, options: ReadOptio
     if options.images is not None and not Path(options.images).is_dir():
         raise InputError(f"the pictures' folder {options.images} was given, which is not a folder.")
     formats = list(_SUFFIXES) if options.format is None else [options.format]
-    discovery = discover(named, frozenset(s for name in formats for s in _SUFFIXES[name]))
     notes = Notes()
+    problems: list[Problem] = []
+    rest, files = take_data_sets(named, problems, notes) if options.format is None else (named, [])
+    discovery = discover(rest, frozenset(s for name in formats for s in _SUFFIXES[name]))
     for sentence in discovery.notes:
         notes.add(sentence)
-    problems = list(discovery.problems)
-    files: list[tuple[FoundFile, FileHands]] = []
+    problems += discovery.problems
     for found in discovery.files:
         hands = _read(found, options)
         if isinstance(hands, Problem):
@@ -116,9 +130,22 @@ def _sniffed(path: Path) -> FileHands:
         if start.startswith(b"PK\x03\x04"):
             return read_contract(path)
         if not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+            advice = f" ({hint(path)})" if hint(path) else ""
             raise FileFormatError(
-                f"files of the kind {suffix or 'without suffix'} are not keypoints that can be read; expected JSON, "
-                "pbtxt, npy, npz or CSV (or name the format with --format)."
+                f"files of the kind {suffix or 'without suffix'} are not keypoints that can be read{advice}; expected "
+                "JSON, pbtxt, npy, npz or CSV (or name the format with --format)."
             )
-    value = read_json(path)
-    return openpose_hands(value) if is_openpose(value) else mediapipe_hands(value)
+    return _json_hands(read_json(path), path)
+
+
+def _json_hands(value: object, path: Path) -> FileHands:
+    """The hands of a parsed JSON file, whoever wrote it; MediaPipe's dumps have the most forms and come last."""
+    if is_openpose(value):
+        return openpose_hands(value)
+    if is_interhand_data(value):
+        return interhand_hands(value, path)
+    if is_interhand_companion(value):
+        return interhand_companion(path)
+    if is_coco(value):
+        return coco_hands(value, path)
+    return mmpose_hands(value) if is_mmpose(value) else mediapipe_hands(value)

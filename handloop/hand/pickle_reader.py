@@ -129,21 +129,11 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, object]:
         UnsafePickleError: it names something outside the allow-list; nothing was executed.
         ModelError: it is missing, too large, truncated, damaged, or not a pickled dictionary.
     """
-    data = read_bytes(path)
-    try:
-        content = _Reader(io.BytesIO(data), encoding="latin1").load()
-    except UnsafePickleError as error:
-        raise UnsafePickleError(
-            f"{path}: {error}, which a MANO file never does. It was refused and nothing was executed: "
-            "get the file again from mano.is.tue.mpg.de."
-        ) from None
-    except Exception as error:  # A damaged pickle can make the machine fail in any way.
-        if isinstance(error, EOFError | struct.error) or "exhausted" in str(error) or "truncated" in str(error):
-            raise ModelError(
-                f"{path}: the pickle ends too early, after {len(data):,} bytes. Get the file again; the download or "
-                "copy was probably cut short."
-            ) from None
-        raise ModelError(f"{path}: not a readable pickle ({type(error).__name__}: {error}).") from None
+    content = _collected(
+        path,
+        "which a MANO file never does. It was refused and nothing was executed: get the file again from "
+        "mano.is.tue.mpg.de.",
+    )
     if not isinstance(content, dict):
         raise ModelError(f"{path}: the pickle holds a {describe(content)}, expected a dictionary of arrays (MANO).")
     # Sharing lets a small pickle name one large array under many keys; each would become a copy.
@@ -157,6 +147,63 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, object]:
         if total > MAX_BYTES:
             raise ModelError(f"{path}: its arrays need more than {MAX_BYTES >> 20} MB, a MANO file needs 4 MB.")
     return entries
+
+
+def read_pickle_tree(path: str | os.PathLike[str]) -> object:
+    """The content of a pickle of dictionaries, lists, numbers, texts and arrays, as data sets come in.
+
+    Returns:
+        The same nesting of dict (keys str or int; others are left out), list (tuples too), numpy arrays, texts and
+        numbers; `UnreadableValue` for anything else.
+
+    Raises:
+        UnsafePickleError: it names something outside the allow-list; nothing was executed.
+        ModelError: it is missing, too large, truncated, damaged, or nested too deeply.
+    """
+    advice = "which annotations never do. It was refused and nothing was executed: get the file again from its authors."
+    budget = [MAX_BYTES]
+    tree = _plain_tree(_collected(path, advice), budget, 0)
+    if budget[0] < 0:
+        raise ModelError(f"{path}: its arrays need more than {MAX_BYTES >> 20} MB.")
+    return tree
+
+
+_MAX_NESTING = 20
+"""Annotations nest two or three deep; a forged pickle can nest without end, or contain itself."""
+
+
+def _plain_tree(value: object, budget: list[int], depth: int) -> object:
+    """`value` with everything the pickle machine collected turned into plain values; bytes are taken off the budget."""
+    # Sharing lets a small pickle name one large array many times; each would become a copy.
+    if budget[0] < 0 or depth > _MAX_NESTING:
+        return UnreadableValue("nested too deeply, or too large")
+    if isinstance(value, dict):
+        budget[0] -= 64 * len(value)
+        items = ((k, v) for k, v in value.items() if isinstance(k, (str, int)))
+        return {key: _plain_tree(item, budget, depth + 1) for key, item in items}
+    if isinstance(value, list | tuple):
+        budget[0] -= 64 * len(value)
+        return [_plain_tree(item, budget, depth + 1) for item in value]
+    plain = _plain(value)
+    budget[0] -= plain.nbytes if isinstance(plain, np.ndarray) else 64
+    return plain
+
+
+def _collected(path: str | os.PathLike[str], advice: str) -> object:
+    """What the pickle machine builds out of inert stand-ins; `advice` ends the message about a foreign name."""
+    data = read_bytes(path)
+    try:
+        content: object = _Reader(io.BytesIO(data), encoding="latin1").load()
+        return content
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{path}: {error}, {advice}") from None
+    except Exception as error:  # A damaged pickle can make the machine fail in any way.
+        if isinstance(error, EOFError | struct.error) or "exhausted" in str(error) or "truncated" in str(error):
+            raise ModelError(
+                f"{path}: the pickle ends too early, after {len(data):,} bytes. Get the file again; the download or "
+                "copy was probably cut short."
+            ) from None
+        raise ModelError(f"{path}: not a readable pickle ({type(error).__name__}: {error}).") from None
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -155,9 +155,9 @@ def test_a_named_format_reads_only_its_files(write_json: WriteJson, tmp_path: Pa
 
 
 def test_wrong_options_are_errors(tmp_path: Path) -> None:
-    assert set(FORMATS) == {"openpose", "mediapipe", "npz", "csv"}
+    assert set(FORMATS) == {"openpose", "mediapipe", "npz", "csv", "coco", "mmpose", "interhand"}
     with pytest.raises(InputError, match="expected one of openpose, mediapipe, npz, csv"):
-        read_keypoints([tmp_path], ReadOptions(format="coco"))
+        read_keypoints([tmp_path], ReadOptions(format="dlc"))
     with pytest.raises(InputError, match="which is not a folder"):
         read_keypoints([tmp_path], ReadOptions(images=tmp_path / "nothing"))
     with pytest.raises(InputError, match="no input"):

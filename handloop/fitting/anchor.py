@@ -107,6 +107,10 @@ class Anchor:
             jac[:, BETAS.start : ROOT.stop, BETAS.start : ROOT.stop].diagonal(dim1=1, dim2=2).copy_(per_rest)
         return residual(value[..., None], None if jac is None else jac[:, :, None], columns=_COLUMNS)
 
+    def sight(self) -> Tensor:
+        """(B, 3) bearings x/z and y/z, and log z of the proposed wrist."""
+        return _sight(self.root)
+
     def select(self, index: Tensor) -> Anchor:
         """See `Term.select`."""
         at = index.to(self.betas.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.terms import BETAS, FOCAL, KERNELS, POSE, ROOT, HandState, Term
+from handloop.fitting.anchor import Anchor
 from handloop.fitting.coupling_terms import FlexionCoupling, Spread
 from handloop.fitting.hyperextension import HingeExtension
 from handloop.fitting.observe import Observations
@@ -97,7 +99,12 @@ def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:
     """Whether the compiled engine does this fit: on a CPU, in float64, with the terms and the kernel it knows."""
     if model.like.device.type != "cpu" or model.like.dtype != torch.float64:
         return False
-    return recipe.kernel == "geman_mcclure" and not (recipe.extra_terms or recipe.optional_terms())
+    return recipe.self_penetration is None and (not recipe.extra_terms or _only_anchor(recipe.extra_terms) is not None)
+
+
+def _only_anchor(extra: Sequence[Term]) -> Anchor | None:
+    """The anchor, where it is all that a recipe adds."""
+    return extra[0] if len(extra) == 1 and isinstance(extra[0], Anchor) else None
 
 
 def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: list[Term]) -> Engine:
@@ -106,5 +113,5 @@ def choose_engine(model: FitModel, seen: Observations, recipe: Recipe, extra: li
     if uses_fused_engine(model, recipe):
         from handloop.fitting.fused.engine import FusedEngine
 
-        return FusedEngine.of(model, seen, recipe, free)
+        return FusedEngine.of(model, seen, recipe, free, _only_anchor(extra))
     return TensorEngine(model.kinematics, standard_terms(model, seen, recipe) + extra, free)

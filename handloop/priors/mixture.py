@@ -13,6 +13,9 @@ from torch import Tensor
 from handloop.core.errors import InputError
 from handloop.priors.gaussian import TYPICAL, GaussianPosePrior
 
+MAX_COMPONENTS = 64
+"""What the compiled fit has room for, and more than any set of poses has been shown to need."""
+
 
 @dataclass(frozen=True, eq=False)
 class MixturePosePrior:
@@ -50,6 +53,8 @@ class MixturePosePrior:
                 f"weights {weights.shape}, means {means.shape} and covariances {covariances.shape} were given, "
                 "expected (K,), (K, 45) and (K, 45, 45)."
             )
+        if k > MAX_COMPONENTS:
+            raise InputError(f"a mixture of {k} components was given, expected at most {MAX_COMPONENTS}.")
         if not (weights > 0).all() or abs(weights.sum() - 1) > 1e-6:
             raise InputError(f"the weights are {weights.tolist()}, expected positive shares that sum to 1.")
         try:

@@ -14,7 +14,8 @@ from handloop.core.errors import InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.layout import KeypointLayout
 from handloop.core.rotations import so3_exp
-from handloop.core.terms import HandState
+from handloop.core.terms import FOCAL, HandState
+from handloop.fitting.anchor import Anchor
 from handloop.fitting.engines import TensorEngine, free_parameters, standard_terms
 from handloop.fitting.fused.engine import FusedEngine
 from handloop.fitting.observe import Observations
@@ -23,22 +24,48 @@ from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.starts import Views
 from handloop.hand.load import embedded_hand
+from handloop.priors.gaussian import GaussianPosePrior
+from handloop.priors.mixture import MixturePosePrior
 
 F64 = torch.float64
 PAIR = embedded_hand()
 N = 40
 
 
-@pytest.fixture(scope="module")
-def engines() -> tuple[FusedEngine, TensorEngine, HandState]:
-    """Both engines: layout, 3D points, known lengths, free and known focal lengths, missing points."""
+RECIPES = {
+    "standard": Recipe(focal_sigma=0.1),
+    "extras": Recipe(
+        focal_sigma=0.1, coupling_sigma_deg=8.0, spread=True, hyperextension=1.5, kernel="cauchy", robust=4
+    ),
+    "huber": Recipe(kernel="huber", robust=3.0, fixed=("betas",)),
+}
+
+
+def anchor(state: HandState, g: torch.Generator) -> Anchor:
+    """To somewhere near, with no opinion (and no number) on some joints and hands."""
+    near = state.retract(0.3 * torch.randn(N, 62, dtype=F64, generator=g))
+    known = torch.rand(N, 16, generator=g) > 0.3
+    rotations = torch.where(known[..., None, None], near.rotations, float("nan"))
+    rest = (torch.rand(N, 13, generator=g) > 0.3) * torch.rand(N, 13, dtype=F64, generator=g) * 20
+    return Anchor.of(rotations, near.betas, near.root, known.double() * 5, rest[:, :10], rest[:, 10:])
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def engines(request: pytest.FixtureRequest) -> tuple[FusedEngine, TensorEngine, HandState]:
+    """Both engines: layout, 3D points, known lengths, free and known focal lengths, missing points, a mixture."""
+    recipe = RECIPES[request.param]
     g = torch.Generator().manual_seed(0)
     layout = KeypointLayout(
         "test",
         0.01 * torch.randn(21, 3, dtype=F64, generator=g),
         0.3 * torch.randn(10, dtype=F64, generator=g),
     )
-    model = HandModels.of(PAIR, layout=layout).right
+    own = GaussianPosePrior.from_hand(PAIR.right)
+    covariance = torch.linalg.inv(own.precision_factor @ own.precision_factor.T).numpy()
+    means = np.stack([own.mean.numpy() - 0.1, own.mean.numpy() + 0.1, np.zeros(45)])
+    mixture = MixturePosePrior.of(np.array([0.5, 0.3, 0.2]), means, np.stack([covariance, 2 * covariance, covariance]))
+    prior = own if request.param == "standard" else mixture
+    model = HandModels.of(PAIR, layout=layout, pose_prior=prior).right
     poses = torch.tensor(PAIR.right.poses())[torch.randint(2000, (N,), generator=g)]
     turn = so3_exp(1.5 * torch.randn(N, 3, dtype=F64, generator=g))
     rotations = torch.cat([turn[:, None], so3_exp(poses.reshape(N, 15, 3))], 1)
@@ -51,19 +78,26 @@ def engines() -> tuple[FusedEngine, TensorEngine, HandState]:
     length = torch.where(torch.arange(N) % 3 == 0, 0.19, float("nan")).double()
     weight = (torch.rand(N, 21, 1, generator=g) > 0.5).double()
     given = torch.cat([points + 0.004 * torch.randn(N, 21, 3, dtype=F64, generator=g), weight], 2)
-    recipe = Recipe(focal_sigma=0.1)
     keypoints = Keypoints.from_arrays(torch.cat([uv, conf], 2))
     seen = Observations.of(keypoints, camera, recipe, length, model.like, given)
     free = free_parameters(recipe, model.like.device)
-    tensor = TensorEngine(model.kinematics, standard_terms(model, seen, recipe), free)
+    pull = anchor(truth, g) if request.param == "extras" else None
+    terms = standard_terms(model, seen, recipe) + ([] if pull is None else [pull])
     moved = 0.2 * torch.randn(N, 62, dtype=F64, generator=g)
-    return FusedEngine.of(model, seen, recipe, free), tensor, truth.retract(moved)
+    if recipe.focal_sigma is None:
+        moved[:, FOCAL] = 0
+    return (
+        FusedEngine.of(model, seen, recipe, free, pull),
+        TensorEngine(model.kinematics, terms, free),
+        truth.retract(moved),
+    )
 
 
 def test_energies_and_posterior_are_the_same(engines: tuple[FusedEngine, TensorEngine, HandState]) -> None:
     fused, tensor, state = engines
     a, b = fused.finish(state, True), tensor.finish(state, True)
-    assert set(a.terms) == set(b.terms) and all(float(value.max()) > 0 for value in b.terms.values())
+    assert set(a.terms) - set(b.terms) <= {"focal"} and set(b.terms) <= set(a.terms)
+    assert all(float(value.max()) > 0 for value in b.terms.values())
     for name, value in b.terms.items():
         assert float(((a.terms[name] - value).abs() / (1 + value)).max()) < 1e-10, name
     assert a.posterior is not None and b.posterior is not None

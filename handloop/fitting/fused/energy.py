@@ -12,7 +12,7 @@ from handloop.fitting.fused.records import STRIDE
 
 @inlined
 def energy_of(model, seen, pose, wrist, betas, root, log_focal, w):
-    """Total energy; fills w.points, w.angles, w.parts (energies by term) and what `linearise` needs."""
+    """Energy of the standard terms; fills w.points, w.angles, w.parts (energies by term) and what `linearise` needs."""
     pose_points(model, pose, wrist, betas, root, w)
     parts = w.parts
     _points_energy(model, seen, log_focal, w)

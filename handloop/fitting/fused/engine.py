@@ -13,9 +13,10 @@ from torch import Tensor
 
 from handloop.core.joints import PALM_POINTS
 from handloop.core.terms import POSE, HandState
+from handloop.fitting.anchor import Anchor
 from handloop.fitting.fused.compiler import ensure_compiled
 from handloop.fitting.fused.finish import finish_range
-from handloop.fitting.fused.math import GEMAN_MCCLURE
+from handloop.fitting.fused.math import CAUCHY, GEMAN_MCCLURE, HUBER
 from handloop.fitting.fused.records import ARENA, STRIDE, WIDTH, Model, N, Seen
 from handloop.fitting.fused.solve import solve_range
 from handloop.fitting.fused.starts import starts_range
@@ -28,7 +29,13 @@ from handloop.fitting.starts import Views
 from handloop.hand.kinematics import CHAINS, Kinematics
 
 TERM_NAMES = ("reprojection", "pose_prior", "limits", "shape", "size", "focal", "points_3d")
-"""The kernel's terms, in the order of its energies."""
+"""The kernel's terms that every fit has, in the order of its energies."""
+
+_EXTRA_NAMES = ("flexion_coupling", "spread", "hyperextension")
+
+_KERNELS = {"geman_mcclure": GEMAN_MCCLURE, "huber": HUBER, "cauchy": CAUCHY}
+
+_FIRST_EXTRA = Model._fields.index("coupling_scale")
 
 _RUN = 32
 """Hands a thread takes at a time: small, so that cores stay busy where some hands take longer."""
@@ -40,24 +47,26 @@ class FusedEngine:
 
     model: Model
     many: Seen
+    anchor: Anchor | None
 
     @classmethod
-    def of(cls, model: FitModel, seen: Observations, recipe: Recipe, free: Tensor) -> FusedEngine:
+    def of(
+        cls, model: FitModel, seen: Observations, recipe: Recipe, free: Tensor, anchor: Anchor | None = None
+    ) -> FusedEngine:
         """Copy what is needed into contiguous float64 arrays."""
         ensure_compiled()
-        return cls(
-            _constants(model, recipe, free),
-            Seen(
-                _array(seen.uv),
-                _array(seen.inverse_sigma(recipe)),
-                _array(seen.focal),
-                _array(seen.princpt),
-                _array(seen.length),
-                _array(seen.xyz),
-                _array(seen.inverse_sigma_3d),
-                _array(seen.inverse_focal_sigma),
-            ),
+        many = Seen(
+            _array(seen.uv),
+            _array(seen.inverse_sigma(recipe)),
+            _array(seen.focal),
+            _array(seen.princpt),
+            _array(seen.length),
+            _array(seen.xyz),
+            _array(seen.inverse_sigma_3d),
+            _array(seen.inverse_focal_sigma),
+            *_anchor_arrays(anchor),
         )
+        return cls(_constants(model, recipe, free, anchor is not None), many, anchor)
 
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
         """As `fitting.starts.closed_form_starts`; which flip comes first may differ."""
@@ -94,10 +103,13 @@ class FusedEngine:
         """As `fitting.engines.Engine.finish`."""
         arrays = [_array(t) for t in (state.rotations.reshape(-1, 144), state.betas, state.root, state.log_focal)]
         n = len(state)
-        parts = np.zeros((n, len(TERM_NAMES)))
+        parts = np.zeros((n, 11))
         variances, scales, directions = np.empty((n, 21, 3)), np.empty((n, 2)), np.empty((n, len(DIRECTIONS)))
         _share_out(finish_range, (self.model, self.many, *arrays, parts, posterior, variances, scales, directions), n)
-        terms = {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(TERM_NAMES)}
+        extra = [n for n, scale in zip(_EXTRA_NAMES, self.model[_FIRST_EXTRA:], strict=False) if scale > 0]
+        names = [*TERM_NAMES, *_EXTRA_NAMES] + ([] if self.anchor is None else [self.anchor.name])
+        shown = {*TERM_NAMES, *extra} | ({self.anchor.name} if self.anchor else set())
+        terms = {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(names) if name in shown}
         if not posterior:
             return Finish(terms, None)
         depth, aligned = torch.from_numpy(scales).unbind(1)
@@ -123,7 +135,7 @@ def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -
         list(pool.map(one, range(0, n, _RUN)))
 
 
-def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
+def _constants(model: FitModel, recipe: Recipe, free: Tensor, has_anchor: bool) -> Model:
     k, limits, size = model.kinematics, model.limits, model.hand_length
     # The kernel keeps the wrist's rotation behind the finger joints'.
     free = torch.cat([free[POSE], free[:3], free[48:]]).cpu()
@@ -170,19 +182,37 @@ def _constants(model: FitModel, recipe: Recipe, free: Tensor) -> Model:
         free_focal=bool(free[N - 1]),
         shape_mean=_array(model.shape_mean),
         width=WIDTH,
-        kernel=GEMAN_MCCLURE,
+        kernel=_KERNELS[recipe.kernel],
         robust=float(recipe.robust),
         limits_scale=float(180 / np.pi / recipe.limits_sigma_deg),
         shape_scale=float(1 / recipe.shape_sigma),
         length_scale=float(1000 / recipe.length_sigma_mm),
+        coupling_scale=float(180 / np.pi / recipe.coupling_sigma_deg) if recipe.coupling_sigma_deg else 0.0,
+        spread_scale=float(180 / np.pi / recipe.limits_sigma_deg) if recipe.spread else 0.0,
+        hinge_weight=float(recipe.hyperextension or 0.0),
+        has_anchor=has_anchor,
+        dip_per_pip=float(model.couplings.dip_per_pip),
+        dip_offset=_array(model.couplings.dip_offset),
+        open_spread=_array(model.couplings.open_spread),
+        closed_spread=_array(model.couplings.closed_spread),
+        closed_at=float(model.couplings.closed_at),
+        straight=_array(model.couplings.straight),
     )
 
 
 def _prior(model: FitModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Precisions (K, 45, 45), means (K, 45) and constant energies (K,) of the pose prior."""
     prior = model.pose_prior
-    factor = prior.precision_factor
-    return _array(factor @ factor.T)[None], _array(prior.mean)[None], np.zeros(1)
+    factors = prior.precision_factors
+    return _array(factors @ factors.mT), _array(prior.means), _array(prior.offsets)
+
+
+def _anchor_arrays(anchor: Anchor | None) -> tuple[np.ndarray, ...]:
+    if anchor is None:
+        return np.zeros((1, 144)), np.zeros((1, 16)), np.zeros((1, 10)), np.zeros((1, 3)), np.zeros((1, 13))
+    inverse = torch.cat([anchor.inverse_betas_sd, anchor.inverse_root_sd], 1)
+    parts = (anchor.rotations.flatten(1), anchor.inverse_rotation_sd, anchor.betas, anchor.sight(), inverse)
+    return tuple(_array(part) for part in parts)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

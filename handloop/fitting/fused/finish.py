@@ -5,33 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from handloop.fitting.fused.compiler import compiled, inlined
-from handloop.fitting.fused.energy import energy_of
-from handloop.fitting.fused.linearise import linearise
 from handloop.fitting.fused.math import factorise
 from handloop.fitting.fused.points import JOINT, point_jacobian
 from handloop.fitting.fused.records import POINTS, SHARED, STRIDE, WIDTH, N, make_work, one_of
-from handloop.fitting.fused.solve import read_state
+from handloop.fitting.fused.solve import normal_equations, read_state, total_energy
 
 
 @compiled
 def finish_range(
     model, many, rot, betas, root, log_focal, parts, posterior, variances, scales, directions, arena, first, last
 ):
-    """At the solutions of hands first .. last - 1: energies by term `parts` (B, 7) and, if wanted, the posterior.
+    """At the solutions of hands first .. last - 1: energies by term `parts` (B, 11) and, if wanted, the posterior.
 
     `variances` (B, 21, 3), `scales` (B, 2: depth, aligned) and `directions` (B, 7) are those of `fitting.posterior`;
     NaN where the Gauss-Newton matrix cannot be factored.
     """
     w = make_work(arena)
     for i in range(first, last):
-        seen = one_of(many, i)
+        seen = one_of(model, many, i)
         read_state(rot[i], betas[i], root[i], w)
-        energy_of(model, seen, w.pose, w.wrist, w.betas, w.root, log_focal[i], w)
-        for k in range(7):
+        total_energy(model, seen, w.pose, w.wrist, w.betas, w.root, log_focal[i], w)
+        for k in range(11):
             parts[i, k] = w.parts[k]
         if not posterior:
             continue
-        linearise(model, seen, w.pose, w.betas, w.root, log_focal[i], w)
+        normal_equations(model, seen, w.pose, w.betas, w.root, log_focal[i], w)
         n = N if model.free_focal else N - 1
         if factorise(w.hessian, w.gradient, n, 1e-12, 0.0, w.factor, w.row, w.inverse):
             _point_rows(model, w)

@@ -17,7 +17,7 @@ from handloop.fitting.fused.records import RESIDUAL, SHARED, STRIDE, WIDTH, N
 
 @inlined
 def linearise(model, seen, pose, betas, root, log_focal, w):
-    """Upper triangle of J^T J into w.hessian, J^T r into w.gradient, at the state `energy_of` was last called with."""
+    """The standard terms' part of w.hessian and w.gradient, at the state `energy_of` was last called with."""
     hessian, gradient = w.hessian, w.gradient
     component = int(w.component[0])
     prior = model.prior_precision[component * 45 * STRIDE : (component + 1) * 45 * STRIDE]
@@ -51,15 +51,6 @@ def linearise(model, seen, pose, betas, root, log_focal, w):
     focal = seen.focal_scale * seen.focal_scale
     hessian[61 * STRIDE + 61] += focal
     gradient[61] += focal * log_focal
-    if model.has_fixed:
-        for i in range(N):
-            if not model.free[i]:
-                gradient[i] = 0.0
-                for k in range(i, N):
-                    hessian[i * STRIDE + k] = 0.0
-                for k in range(i):
-                    hessian[k * STRIDE + i] = 0.0
-                hessian[i * STRIDE + i] = 1.0
 
 
 @inlined

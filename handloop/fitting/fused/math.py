@@ -93,6 +93,22 @@ def right_jacobian(x, y, z, a, b, out, k):
     out[k + 5], out[k + 7] = c * y * z + b * x, c * y * z - b * x
 
 
+@inlined
+def right_jacobian_inverse(x, y, z, out):
+    """out[:9] = J_r^-1 of an axis-angle vector, as `core.rotations.right_jacobian_inverse`: I + [w] / 2 + d [w]^2."""
+    sq = x * x + y * y + z * z
+    if sq < 1e-2:
+        d = 1.0 / 12.0 + sq * (1.0 / 720.0 + sq * (1.0 / 30240.0 + sq * (1.0 / 1209600.0 + sq / 47900160.0)))
+    else:
+        t = np.sqrt(sq)
+        d = (1.0 - 0.5 * t * np.cos(0.5 * t) / np.sin(0.5 * t)) / sq
+    c = 1.0 - d * sq
+    out[0], out[4], out[8] = c + d * x * x, c + d * y * y, c + d * z * z
+    out[1], out[3] = d * x * y - 0.5 * z, d * x * y + 0.5 * z
+    out[2], out[6] = d * x * z + 0.5 * y, d * x * z - 0.5 * y
+    out[5], out[7] = d * y * z - 0.5 * x, d * y * z + 0.5 * x
+
+
 @compiled
 def so3_log(r, k, out, at):
     """out[at : at + 3] = axis-angle vector of the rotation matrix r[k : k + 9].

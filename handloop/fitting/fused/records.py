@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from handloop.fitting.fused.compiler import inlined
+from handloop.priors.mixture import MAX_COMPONENTS
 
 N = 62
 """Columns of an increment: finger joints' axis-angle 45, wrist rotation 3, betas 10, wrist position 3, focal 1."""
@@ -66,6 +67,16 @@ class Model(NamedTuple):
     limits_scale: float
     shape_scale: float
     length_scale: float
+    coupling_scale: float  # 1/rad; 0 for each term that is off
+    spread_scale: float  # 1/rad
+    hinge_weight: float
+    has_anchor: bool
+    dip_per_pip: float
+    dip_offset: Any  # (4,)
+    open_spread: Any  # (4, 2)
+    closed_spread: Any  # (4, 2)
+    closed_at: float
+    straight: Any  # (15,)
 
 
 class Seen(NamedTuple):
@@ -79,6 +90,11 @@ class Seen(NamedTuple):
     xyz: Any  # (21, 3)
     inverse_sigma_3d: Any  # (21,) 1/m; 0 where no 3D point is known
     focal_scale: Any  # ()
+    anchor_rot: Any  # (144,); one row for all where there is no anchor
+    anchor_turn: Any  # (16,) 1/rad
+    anchor_betas: Any  # (10,)
+    anchor_sight: Any  # (3,) x/z, y/z, log z of the wrist
+    anchor_rest: Any  # (13,) inverse sd of the betas and of the sight
 
 
 class Work(NamedTuple):
@@ -106,7 +122,7 @@ class Work(NamedTuple):
     bone_lengths: Any  # (4,)
     length_error: Any  # (1,)
     length_row: Any  # (10,)
-    parts: Any  # (7,)
+    parts: Any  # (11,)
     x_dirs: Any  # (16 * 30,)
     spin: Any  # (16 * 9,) world rotation times how a joint's axis-angle turns it
     by_pose: Any  # (15 * 9,) right Jacobian of each finger joint
@@ -134,8 +150,9 @@ class Work(NamedTuple):
 
 
 @inlined
-def one_of(many, i):
+def one_of(model, many, i):
     """The observations of hand i."""
+    a = i if model.has_anchor else 0
     return Seen(
         many.uv[i],
         many.inverse_sigma[i],
@@ -145,11 +162,13 @@ def one_of(many, i):
         many.xyz[i],
         many.inverse_sigma_3d[i],
         many.focal_scale[i],
+        many.anchor_rot[a],
+        many.anchor_turn[a],
+        many.anchor_betas[a],
+        many.anchor_sight[a],
+        many.anchor_rest[a],
     )
 
-
-MAX_COMPONENTS = 64
-"""Components of a pose prior that `Work` has room for."""
 
 ARENA = 20_600
 """Numbers that `Work` takes."""
@@ -186,7 +205,7 @@ def make_work(arena):
     bone_lengths, at = _take(arena, at, 4)
     length_error, at = _take(arena, at, 1)
     length_row, at = _take(arena, at, 10)
-    parts, at = _take(arena, at, 7)
+    parts, at = _take(arena, at, 11)
     x_dirs, at = _take(arena, at, 480)
     spin, at = _take(arena, at, 144)
     by_pose, at = _take(arena, at, 135)

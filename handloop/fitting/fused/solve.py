@@ -9,9 +9,33 @@ import numpy as np
 
 from handloop.fitting.fused.compiler import compiled, inlined
 from handloop.fitting.fused.energy import energy_of
+from handloop.fitting.fused.extras import add_extras, extra_energy
 from handloop.fitting.fused.linearise import linearise
 from handloop.fitting.fused.math import back_substitute, exp_coefficients, factorise, mul, rotation, so3_log
 from handloop.fitting.fused.records import STRIDE, N, make_work, one_of
+
+
+@inlined
+def total_energy(model, seen, pose, wrist, betas, root, log_focal, w):
+    """Energy of all terms; fills w.points, w.parts and what `normal_equations` needs."""
+    energy = energy_of(model, seen, pose, wrist, betas, root, log_focal, w)
+    return energy + extra_energy(model, seen, betas, root, w)
+
+
+@inlined
+def normal_equations(model, seen, pose, betas, root, log_focal, w):
+    """Upper triangle of J^T J into w.hessian, J^T r into w.gradient, at the state of the last `total_energy`."""
+    linearise(model, seen, pose, betas, root, log_focal, w)
+    add_extras(model, seen, betas, root, w, w.hessian, w.gradient)
+    if model.has_fixed:
+        for i in range(N):
+            if not model.free[i]:
+                w.gradient[i] = 0.0
+                for k in range(i, N):
+                    w.hessian[i * STRIDE + k] = 0.0
+                for k in range(i):
+                    w.hessian[k * STRIDE + i] = 0.0
+                w.hessian[i * STRIDE + i] = 1.0
 
 
 @inlined
@@ -100,20 +124,20 @@ def step(hessian, gradient, n, damping, factor, row, inverse, delta):
 def _solve_hand(model, seen, log_focal, max_steps, tolerance, start_damping, w):
     """Minimise one hand's energy from the state in w.pose, w.wrist ...; returns energy, log focal, converged, steps."""
     n = N if model.free_focal else N - 1
-    energy = energy_of(model, seen, w.pose, w.wrist, w.betas, w.root, log_focal, w)
+    energy = total_energy(model, seen, w.pose, w.wrist, w.betas, w.root, log_focal, w)
     if not np.isfinite(energy):
         return np.inf, log_focal, False, 1
     damping, growth = start_damping, 2.0
     fresh = True
     for count in range(1, max_steps + 1):
         if fresh:
-            linearise(model, seen, w.pose, w.betas, w.root, log_focal, w)
+            normal_equations(model, seen, w.pose, w.betas, w.root, log_focal, w)
         predicted = step(w.hessian, w.gradient, n, damping, w.factor, w.row, w.inverse, w.delta)
         trial = np.inf
         new_focal = log_focal
         if predicted == predicted:
             new_focal = _retract(w, log_focal)
-            trial = energy_of(model, seen, w.new_pose, w.new_wrist, w.new_betas, w.new_root, new_focal, w)
+            trial = total_energy(model, seen, w.new_pose, w.new_wrist, w.new_betas, w.new_root, new_focal, w)
         else:
             predicted = np.inf
         gain = energy - trial
@@ -159,7 +183,7 @@ def solve_range(
     """Solve starts first .. last - 1; start i belongs to hand `hand[i]`. States are changed in place."""
     w = make_work(arena)
     for i in range(first, last):
-        seen = one_of(many, hand[i])
+        seen = one_of(model, many, hand[i])
         read_state(rot[i], betas[i], root[i], w)
         energy[i], log_focal[i], converged[i], steps[i] = _solve_hand(
             model, seen, log_focal[i], max_steps, tolerance, damping, w

@@ -29,6 +29,10 @@ class Best:
     """(B,) energy; inf where no other solution was found."""
     apart: Tensor
     """(B,) m, mean distance of the next different solution's points, wrist on wrist; 0 where there is none."""
+    others: Tensor
+    """(B, M, 21, 3) m, how the points of all that was tried differ from the best's, palm on palm."""
+    above: Tensor
+    """(B, M) energy of these, above the best."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,7 @@ class Output:
         if ends.spread is not None:
             points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
             count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
-            trust = judge(ends.spread, points, ends.terms, count, best.gap, best.apart)
+            trust = judge(ends.spread, points, ends.terms, count, best.others, best.above)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
             self.expected[rows] = trust.expected_error[good].cpu()

@@ -17,12 +17,12 @@ class Recipe:
 
     name: str = "default"
     """Written into every result."""
-    noise_px: float = 2.0
+    noise_px: float = 3.0
     """Standard deviation of a keypoint, px at a hand box of 224 px; scaled with each hand's box. Covers the detector's
     error and the model's (benchmarks/accuracy.py)."""
     noise_mm: float = 3.0
     """Standard deviation of a 3D point where some are given, mm."""
-    robust: float = 9.0
+    robust: float = 6.0
     """Scale of the Geman-McClure kernel, sigmas: 18 px at a 224-px box."""
     joint_noise: tuple[float, ...] = (1.0,) * 21
     """Each point's noise relative to `noise_px`."""

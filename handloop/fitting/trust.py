@@ -1,7 +1,7 @@
 """How far a fit can be trusted: standard deviations, the weakest direction, an expected error, a verdict with reasons.
 
-All from the Laplace posterior at the solution (its factor B, see `solver.Finish`), the runner-up solution and the parts
-of the energy.
+All from the Laplace posterior at the solution (its factor B, see `solver.Finish`), the other solutions tried and the
+parts of the energy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Trust:
 
 
 def judge(
-    spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_numbers: Tensor, gap: Tensor, apart: Tensor
+    spread: Tensor, points: Tensor, terms: dict[str, Tensor], n_numbers: Tensor, others: Tensor, above: Tensor
 ) -> Trust:
     """Sum up a posterior.
 
@@ -49,20 +49,23 @@ def judge(
         points: (B, 21, 3) m, the fitted points.
         terms: (B,) energies by term.
         n_numbers: (B,) coordinates seen: two for each keypoint, three for each known 3D point.
-        gap: (B,) energy of the runner-up minus the best, inf without one.
-        apart: (B,) m, mean distance of the runner-up's points, wrist on wrist, 0 without one.
+        others: (B, M, 21, 3) m, how the points of all other solutions tried differ from these, palm on palm.
+        above: (B, M) their energies minus the best's.
     """
     sd = INFLATION * spread.square().sum(-1).sqrt()
     mean = spread.mean(1)
     depth_sd = INFLATION * mean[:, 2].square().sum(-1).sqrt()
-    posterior = INFLATION * _aligned_rms(spread, points)
-    # Residuals larger than the noise model mean that model and data differ: Birge's ratio widens the posterior.
-    freedom = (n_numbers - 6).clamp(min=2).to(posterior)
-    birge = (2 * (terms["reprojection"] + terms["points_3d"]) / freedom).clamp(min=1.0).sqrt()
+    # A larger energy than the noise and the priors lead one to expect means that model and data differ. Birge's ratio
+    # widens the posterior by it, and makes the difference between two solutions' energies count for less. Every
+    # parameter but six has a prior, so that the energy is that of as many squares as coordinates seen, less six.
+    freedom = (n_numbers - 6).clamp(min=2).to(spread)
+    birge = (2 * torch.stack(list(terms.values())).sum(0) / freedom).clamp(min=1.0)
+    odds = torch.exp(-(above / birge[:, None]).clamp(min=0.0)).nan_to_num(0.0)
+    odds = odds / (1 + odds.sum(1, keepdim=True))
+    between = odds.sqrt()[..., None, None] * others.nan_to_num(0.0)
+    within = INFLATION * birge.sqrt()[:, None, None, None] * spread
     # The mean of a 3D distance is 0.92 of its root mean square.
-    within = 0.92 * posterior * birge
-    odds = torch.sigmoid(-gap)
-    expected = ((1 - odds) * within.square() + odds * (within.square() + apart.square())).sqrt()
+    expected = 0.92 * _aligned_rms(torch.cat([within, between.movedim(1, 3)], 3), points)
     return Trust(sd, depth_sd, expected, _weakest(spread))
 
 
@@ -101,7 +104,8 @@ def reasons_against(
         betas: (B, 10).
         limits_sigma_deg: softness of the limits, to turn their energy into degrees.
         relative_rms: (B,) reprojection error over the hand's box.
-        gap, apart: as in `judge`.
+        gap: (B,) energy of the next different solution minus the best, inf without one.
+        apart: (B,) m, mean distance of its points, wrist on wrist, 0 without one.
     """
     beyond = (2 * terms["limits"]).sqrt() * limits_sigma_deg
     checks = (

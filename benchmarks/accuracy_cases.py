@@ -75,7 +75,7 @@ def real(folder: Path, n: int, teach: Sequence[int], subjects: Sequence[int]) ->
 
 
 def fpha(path: Path, n: int, teach: Sequence[int], subjects: Sequence[int]) -> Iterator[Case]:
-    """FPHA: some subjects teach layouts, others are measured; of each frame the exact projection, or a disturbed one."""
+    """FPHA: some subjects teach layouts, others are measured, seen as exact projections or disturbed ones."""
     data = np.load(path, allow_pickle=False)
     rng = np.random.default_rng(SEED)
     one = Camera.from_matrix(data["K"])

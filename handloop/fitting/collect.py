@@ -136,7 +136,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
-    against = reasons_against(out.terms, params.betas, recipe.limits_sigma_deg, relative, out.gap, out.apart)
+    against = reasons_against(out.terms, params.betas, recipe, relative, out.gap, out.apart)
     usable = (out.status == Status.CONVERGED) | (out.status == Status.MAX_STEPS)
     return FitResult(
         params=params,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from handloop.core.joints import FINGERS
+from handloop.core.terms import GemanMcClure
+from handloop.fitting.recipes import Recipe
 
 INFLATION = 1.07
 """Factor on the posterior's standard deviations. The Laplace approximation is overconfident where modes are curved or
@@ -21,8 +23,8 @@ _CHI2_45_999 = 80.1
 """99.9 % of hands have a squared Mahalanobis distance below this (chi-squared with 45 degrees of freedom)."""
 
 
-_POINTS_3D_LIMIT = 21 * 1.5 * 9.0
-"""Energy of 21 points that miss by three times the noise each."""
+_MISSED_3D = 27.0
+"""Squared distance, in sigmas, of a known 3D point missed by three times the noise along each axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,25 +97,26 @@ def _weakest(spread: Tensor) -> tuple[str, ...]:
 
 
 def reasons_against(
-    terms: dict[str, Tensor], betas: Tensor, limits_sigma_deg: float, relative_rms: Tensor, gap: Tensor, apart: Tensor
+    terms: dict[str, Tensor], betas: Tensor, recipe: Recipe, relative_rms: Tensor, gap: Tensor, apart: Tensor
 ) -> list[list[str]]:
     """What speaks against each of B fits; empty lists for plausible ones.
 
     Args:
         terms: (B,) energies by term.
         betas: (B, 10).
-        limits_sigma_deg: softness of the limits, to turn their energy into degrees.
+        recipe: its limits' softness turns their energy into degrees, its kernel bounds what a missed point costs.
         relative_rms: (B,) reprojection error over the hand's box.
         gap: (B,) energy of the next different solution minus the best, inf without one.
         apart: (B,) m, mean distance of its points, wrist on wrist, 0 without one.
     """
-    beyond = (2 * terms["limits"]).sqrt() * limits_sigma_deg
+    beyond = (2 * terms["limits"]).sqrt() * recipe.limits_sigma_deg
+    missed = 0.5 * 21 * float(GemanMcClure(recipe.robust).rho(torch.tensor(_MISSED_3D)))
     checks = (
         (2 * terms["pose_prior"] > _CHI2_45_999, "the pose is unlike any the model knows"),
         (beyond > 15, "joints are bent beyond their limits"),
         (betas.abs().amax(1) > 3, "the shape is an outlier"),
         (relative_rms > 0.05, "the joints miss the keypoints"),
-        (terms["points_3d"] > _POINTS_3D_LIMIT, "the joints miss the 3D points"),
+        (terms["points_3d"] > missed, "the joints miss the 3D points"),
         ((gap < 1) & (apart > 0.015), "another pose explains the keypoints as well"),
     )
     out: list[list[str]] = [[] for _ in range(len(betas))]

@@ -1,165 +1,130 @@
-"""How accurate are the fits? Synthetic and real hands, every recipe side by side; writes docs/results.md with --write.
+"""How accurate are the fits? Synthetic and real hands, every recipe side by side, against a committed baseline.
 
-    python -m benchmarks.accuracy --hands 500
+    python -m benchmarks.accuracy --hands 200            the tables
+    python -m benchmarks.accuracy --check                fail where a figure is worse than the baseline allows
+    python -m benchmarks.accuracy --hands 400 --write    renew docs/results.md and the baseline
 
-Real hands are used where HANDLOOP_REAL_DATA (default ../shared/data) holds keypoints_3d/fpha.npz and ge2019.npz: 3D
-truth, seen as exact projections. On FPHA, layouts are learned from subjects 1 and 2, and subject 3 is
-measured. `--only TEXT` takes the cases whose names hold the text.
+Real hands are used where HANDLOOP_REAL_DATA names a folder that holds keypoints_3d/fpha.npz and ge2019.npz: 3D truth,
+seen as exact projections unless the case's name says otherwise. On FPHA layouts are learned from subjects 1 and 2, and
+subject 3 is measured (`--teach`, `--subjects` name others). `--only TEXT` takes the cases whose names hold the text.
+`--check` runs with the number of hands the baseline was made with; cases without a baseline are listed, not failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from benchmarks.recovery import F64, K, draw
+from benchmarks.accuracy_cases import Case, real, synthetic
+from benchmarks.accuracy_gate import Baseline, Figures, check, key
 from handloop.api import fit
-from handloop.core.camera import Camera
-from handloop.core.keypoints import Keypoints
-from handloop.core.layout import KeypointLayout
 from handloop.evaluation.alignment import similarity
-from handloop.fitting.learn_layout import learn_from_joints
-from handloop.fitting.learn_layout_2d import learn_from_keypoints
-from handloop.fitting.problem import HandModels
-from handloop.hand.load import embedded_hand
+from handloop.fitting.baselines import SpinOptions
+from handloop.fitting.recipes import RECIPES, Recipe
 
-RECIPES = ("default", "fast", "careful", "spin", "smplify")
-SEED = 20261120
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One set of hands to fit."""
-
-    name: str
-    points: Tensor
-    """(N, 21, 3) m."""
-    keypoints: Keypoints
-    camera: Camera
-    layout: KeypointLayout | None
-    recipes: tuple[str, ...] = RECIPES
+BASELINE = Path(__file__).parent / "baselines" / "accuracy.json"
+RESULTS = Path("docs/results.md")
+BEGIN, END = "<!-- accuracy -->", "<!-- end of accuracy -->"
+SPIN_LONG = SpinOptions(steps_camera=500, steps_all=500)
+METHODS: dict[str, Recipe] = {
+    **RECIPES,
+    "spin 500+500": replace(RECIPES["spin"], name="spin 500+500", baseline=SPIN_LONG),
+}
+HEAD = (
+    "| hands | recipe | PA mm | > 20 mm % | root-relative mm | rms % of box | inside 68 % | inside 95 % "
+    "| worst tenth found % | hands/s |\n|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
-def synthetic(n: int) -> Iterator[Case]:
-    """Noise, missing points and gross outliers on hands drawn from the model's own poses."""
-    model = HandModels.of(embedded_hand()).right
-    for noise, missing, outliers in (
-        *((0, 0, 0.0), (1, 0, 0.0), (2, 0, 0.0), (4, 0, 0.0), (8, 0, 0.0)),
-        *((2, 4, 0.0), (2, 8, 0.0), (2, 0, 0.05), (2, 0, 0.1), (2, 0, 0.2)),
-    ):
-        g = torch.Generator().manual_seed(SEED)
-        truth = draw(model, embedded_hand().right.poses(), n, g)
-        box = (truth.uv.amax(1) - truth.uv.amin(1)).amax(1)[:, None, None]
-        uv = truth.uv + noise / 224 * box * torch.randn(truth.uv.shape, dtype=F64, generator=g)
-        wild = torch.rand(n, 21, 1, generator=g) < outliers
-        uv = torch.where(wild, uv + 0.5 * box * torch.randn(uv.shape, dtype=F64, generator=g), uv)
-        conf = torch.ones(n, 21, 1, dtype=F64)
-        conf.scatter_(1, torch.rand(n, 21, 1, generator=g).argsort(1)[:, :missing], 0.0)
-        name = f"synthetic, {noise} px, {missing} missing, {100 * outliers:.0f} % outliers"
-        recipes = RECIPES if missing == 0 and outliers == 0 and noise in (0, 2) else ("default", "spin")
-        yield Case(
-            name, truth.points, Keypoints.from_arrays(torch.cat([uv, conf], 2)), Camera.from_matrix(K, n), None, recipes
-        )
-
-
-def fpha(folder: Path, n: int) -> Iterator[Case]:
-    """FPHA subject 3, with layouts learned from subjects 1 and 2."""
-    data = np.load(folder / "fpha.npz")
-    rng = np.random.default_rng(SEED)
-    one = Camera.from_matrix(data["K"])
-
-    def sample(people: tuple[int, ...], count: int) -> Tensor:
-        rows = rng.choice(np.flatnonzero(np.isin(data["subject"], people)), count, replace=False)
-        return torch.tensor(data["joints_cam_mm_x100"][rows] / 1e5)
-
-    hand = embedded_hand().right
-    taught, measured = sample((1, 2), 1000), sample((3,), n)
-    many, camera = one.select(torch.zeros(1000, dtype=torch.int64)), one.select(torch.zeros(n, dtype=torch.int64))
-    from_3d = learn_from_joints(hand, taught, torch.ones(1000, dtype=torch.bool), "fpha").layout
-    from_2d = learn_from_keypoints(hand, Keypoints.from_arrays(many.project(taught)), many, "fpha").layout
-    uv = camera.project(measured)
-    box = (uv.amax(1) - uv.amin(1)).amax(1)[:, None, None]
-    noisy = uv + 2 / 224 * box * torch.tensor(rng.normal(size=uv.shape))
-    wild = torch.tensor(rng.random((n, 21, 1)) < 0.05)
-    outliers = torch.where(wild, noisy + 0.5 * box * torch.tensor(rng.normal(size=uv.shape)), noisy)
-    for name, points, layout in (
-        ("layout unknown", uv, None),
-        ("layout from 3D of subjects 1, 2", uv, from_3d),
-        ("layout from their 2D alone", uv, from_2d),
-        ("layout from 3D, 2 px", noisy, from_3d),
-        ("layout from 3D, 2 px, 5 % outliers", outliers, from_3d),
-    ):
-        yield Case(f"FPHA subject 3, {name}", measured, Keypoints.from_arrays(points), camera, layout)
-
-
-def ge2019(folder: Path) -> Iterator[Case]:
-    """Ge 2019 (one person, left hands); the layout from every second block of 53 pictures, measured on the others."""
-    data = np.load(folder / "ge2019.npz")
-    joints = torch.tensor(data["joints_cam_mm"].astype(np.float64) / 1000)
-    taught = torch.tensor(data["block"] % 4 == 0)
-    right = torch.tensor(data["is_right"])
-    layout = learn_from_joints(embedded_hand().right, joints[taught], right[taught], "ge2019").layout
-    keypoints = Keypoints.from_arrays(data["uv_crop256"], data["is_right"], (256, 256))
-    camera = Camera.from_matrix(data["K_crop256"])
-    yield Case("Ge 2019, layout unknown", joints, keypoints, camera, None)
-    rest = ~taught
-    yield Case("Ge 2019, layout from half", joints[rest], keypoints.select(rest), camera.select(rest), layout)
-
-
-def measure(case: Case, recipe: str) -> str:
-    """One row of the table."""
+def measure(case: Case, recipe: Recipe) -> Figures:
+    """Fit the case's hands and compare them with the truth."""
     started = time.perf_counter()
     result = fit(case.keypoints, case.camera, recipe=recipe, layout=case.layout)
     seconds = time.perf_counter() - started
     fitted, truth = result.keypoints_3d, case.points
     error = 1000 * (similarity(fitted, truth).apply(fitted) - truth).norm(dim=-1).mean(1)
+    # A hand that could not be fitted counts among the failures, not out of the mean.
+    error = error.nan_to_num(100.0)
     root = 1000 * ((fitted - fitted[:, :1]) - (truth - truth[:, :1])).norm(dim=-1).mean(1)
     z = ((fitted - truth) / result.keypoints_3d_sd).abs()
     ranked = set(result.expected_error_mm.argsort(descending=True)[: len(error) // 5].tolist())
     worst = error.argsort(descending=True)[: max(1, len(error) // 10)].tolist()
-    relative = 100 * (result.rms_px / case.keypoints.box_size()).median()
-    return (
-        f"| {case.name} | {recipe} | {float(error.mean()):.2f} | {100 * float((error > 20).double().mean()):.1f} "
-        f"| {float(root.mean()):.1f} | {float(relative):.2f} | {100 * float((z < 1).double().mean()):.0f} "
-        f"| {100 * sum(i in ranked for i in worst) / len(worst):.0f} | {len(error) / seconds:.0f} |"
+    return Figures(
+        pa_mm=float(error.mean()),
+        over_20_percent=100 * float((error > 20).double().mean()),
+        root_relative_mm=float(root.nanmean()),
+        rms_percent=float(100 * (result.rms_px / case.keypoints.box_size()).nanmedian()),
+        inside_68=100 * float((z < 1).double().mean()),
+        inside_95=100 * float((z < 1.96).double().mean()),
+        worst_found_percent=100 * sum(i in ranked for i in worst) / len(worst),
+        hands_per_s=len(error) / seconds,
     )
 
 
-def main() -> None:
-    """Print the table, and write it into docs/results.md when asked to."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hands", type=int, default=500)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    folder = Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data")) / "keypoints_3d"
-    cases = [*synthetic(options.hands)]
-    if (folder / "fpha.npz").is_file():
-        cases += [*fpha(folder, options.hands), *ge2019(folder)]
-    cases = [case for case in cases if options.only.lower() in case.name.lower()]
-    columns = ("hands", "recipe", "PA mm", "> 20 mm %", "root-relative mm", "rms % of box", "inside 68 %")
-    head = f"| {' | '.join([*columns, 'worst tenth found %', 'hands/s'])} |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
-    print("\n".join(lines))
+def cases_of(hands: int, only: str, teach: Sequence[int], subjects: Sequence[int]) -> list[Case]:
+    """The cases whose names hold the text; real ones where the folder has them."""
+    cases = [case for case in synthetic(hands) if only.lower() in case.name.lower()]
+    named = os.environ.get("HANDLOOP_REAL_DATA", "")
+    if named:
+        cases += [case for case in real(Path(named), hands, teach, subjects) if only.lower() in case.name.lower()]
+    return cases
+
+
+def run(cases: Sequence[Case], recipes: Sequence[str] = ()) -> dict[str, Figures]:
+    """Measure and print every case with every recipe it asks for; `recipes` leaves out others."""
+    print(HEAD)
+    out: dict[str, Figures] = {}
     for case in cases:
-        for recipe in case.recipes:
-            lines.append(measure(case, recipe))
-            print(lines[-1], flush=True)
+        for name in case.recipes:
+            if recipes and name not in recipes:
+                continue
+            out[key(case.name, name)] = figures = measure(case, METHODS[name])
+            print(f"| {case.name} | {name} {figures.row()}", flush=True)
+    return out
+
+
+def write(figures: dict[str, Figures], hands: int) -> None:
+    """Renew the accuracy part of docs/results.md and the baseline; all else stays."""
+    text = RESULTS.read_text(encoding="utf-8")
+    start, end = text.index(BEGIN), text.index(END)
+    rows = "\n".join(f"| {name.replace(' / ', ' | ')} {f.row()}" for name, f in figures.items())
+    RESULTS.write_text(f"{text[:start]}{BEGIN}\n\n{HEAD}\n{rows}\n\n{text[end:]}", encoding="utf-8")
+    BASELINE.parent.mkdir(exist_ok=True)
+    Baseline(hands, figures).save(BASELINE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables; 1 where `--check` finds a figure worse than it may be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hands", type=int, default=100, help="per case (default: 100)")
+    parser.add_argument("--only", default="", help="cases whose names hold this")
+    parser.add_argument("--recipes", nargs="*", default=[], choices=sorted(METHODS), help="these only")
+    parser.add_argument("--teach", type=int, nargs="+", default=[1, 2], help="FPHA subjects that teach the layouts")
+    parser.add_argument("--subjects", type=int, nargs="+", default=[3], help="FPHA subjects to measure")
+    parser.add_argument("--check", action="store_true", help="compare with benchmarks/baselines/accuracy.json")
+    parser.add_argument("--write", action="store_true", help="renew docs/results.md and the baseline")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), os.cpu_count() or 1)))
+    baseline = Baseline.load(BASELINE) if options.check else None
+    hands = options.hands if baseline is None else baseline.hands
+    figures = run(cases_of(hands, options.only, options.teach, options.subjects), options.recipes)
     if options.write:
-        text = Path("docs/results.md").read_text(encoding="utf-8")
-        start = text.index("<!-- accuracy -->")
-        end = text.index("<!-- end of accuracy -->")
-        table = "\n".join(["<!-- accuracy -->", "", *lines, ""])
-        Path("docs/results.md").write_text(f"{text[:start]}{table}\n{text[end:]}", encoding="utf-8")
+        if options.only or options.recipes:
+            parser.error("--write renews the whole table; leave out --only and --recipes.")
+        write(figures, hands)
+    if baseline is None:
+        return 0
+    table, failed = check(figures, baseline)
+    print(table)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,6 +29,10 @@ class Best:
     """(B,) energy; inf where no other solution was found."""
     apart: Tensor
     """(B,) m, mean distance of the next different solution's points, wrist on wrist; 0 where there is none."""
+    others: Tensor
+    """(B, M, 21, 3) m, how the points of all that was tried differ from the best's, palm on palm."""
+    above: Tensor
+    """(B, M) energy of these, above the best."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,8 @@ class Output:
         self.status[rows] = ended[good].cpu()
         if ends.posterior is not None:
             count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
-            trust = judge(ends.posterior, ends.terms, count, best.gap, best.apart)
+            points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
+            trust = judge(ends.posterior, points, ends.terms, count, best.others, best.above)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
             self.expected[rows] = trust.expected_error[good].cpu()
@@ -133,9 +138,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
-    against = reasons_against(
-        out.terms, pose_limit, params.betas, recipe.limits_sigma_deg, relative, out.gap, out.apart
-    )
+    against = reasons_against(out.terms, pose_limit, params.betas, recipe, relative, out.gap, out.apart)
     usable = (out.status == Status.CONVERGED) | (out.status == Status.MAX_STEPS)
     return FitResult(
         params=params,

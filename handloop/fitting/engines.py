@@ -16,9 +16,10 @@ from handloop.fitting.hyperextension import HingeExtension
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
+from handloop.fitting.robust_starts import robust_starts
 from handloop.fitting.self_penetration import SelfPenetration
 from handloop.fitting.solver import Finish, Solution, SolverOptions, finish, solve
-from handloop.fitting.starts import Views, closed_form_starts
+from handloop.fitting.starts import Views
 from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 from handloop.hand.kinematics import Kinematics
 from handloop.priors.spheres import hand_spheres
@@ -62,7 +63,7 @@ class Engine(Protocol):
     """Something that minimises the energy of B hands."""
 
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
-        """See `fitting.starts.closed_form_starts`."""
+        """Robust starts in closed form, see `fitting.robust_starts`."""
         ...
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
@@ -84,7 +85,7 @@ class TensorEngine:
 
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
         """See `Engine.starts`."""
-        return closed_form_starts(kinematics, seeds, views)
+        return robust_starts(self, kinematics, seeds, views)
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """See `Engine.solve`."""

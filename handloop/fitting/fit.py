@@ -19,7 +19,7 @@ from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Solution, SolverOptions
-from handloop.fitting.starts import point_starts
+from handloop.fitting.starts import closed_form_starts, point_starts
 from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
@@ -52,6 +52,7 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
     if per_hand > 1:
         short = SolverOptions(recipe.explore_steps, recipe.solver.tolerance, recipe.solver.damping)
         explored = engine.solve(starts, hand, short)
+        tried = _in_palm(kinematics, explored.state).unflatten(0, (n, per_hand))
         keep = min(recipe.finalists, per_hand)
         order = _finalists(explored.energy.reshape(n, per_hand), keep)
         at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
@@ -59,20 +60,30 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
         hand = torch.arange(n, device=device).repeat_interleave(keep)
     else:
         keep, before = 1, torch.zeros(n, dtype=torch.int64, device=device)
+        tried = starts.betas.new_zeros(n, 0, 21, 3)
     done = engine.solve(starts, hand, recipe.solver)
     energy = done.energy.reshape(n, keep)
     best = energy.argmin(1)
-    at = torch.arange(n, device=device) * keep + best
+    hands = torch.arange(n, device=device)
+    at = hands * keep + best
     points = kinematics.points(done.state.rotations, done.state.betas, done.state.root)
     local = (points - points[:, :1]).reshape(n, keep, 21, 3)
-    apart = (local - local[torch.arange(n, device=device), best][:, None]).norm(dim=-1).mean(-1)
+    apart = (local - local[hands, best][:, None]).norm(dim=-1).mean(-1)
     other = torch.where(apart > _DISTINCT_M, energy, torch.full_like(energy, float("inf")))
     runner_up = other.argmin(1)
     gap = other.amin(1) - energy.amin(1)
-    distance = apart[torch.arange(n, device=device), runner_up]
+    distance = apart[hands, runner_up]
     distance = torch.where(torch.isfinite(gap), distance, torch.zeros_like(distance))
     solution = Solution(done.state.select(at), done.energy[at], done.converged[at], (before + done.steps)[at])
-    return Best(solution, gap.nan_to_num(float("inf"), float("inf")), distance)
+    others = torch.einsum("bij,bmpj->bmpi", solution.state.rotations[:, 0], tried) - local[hands, best][:, None]
+    above = (explored.energy.reshape(n, per_hand) if per_hand > 1 else energy[:, :0]) - solution.energy[:, None]
+    return Best(solution, gap.nan_to_num(float("inf"), float("inf")), distance, others, above)
+
+
+def _in_palm(kinematics: Kinematics, state: HandState) -> Tensor:
+    """(B, 21, 3) m, points in the wrist's own frame."""
+    points = kinematics.points(state.rotations, state.betas, state.root)
+    return (points - points[:, :1]) @ state.rotations[:, 0]
 
 
 def _finalists(energy: Tensor, keep: int) -> Tensor:
@@ -167,12 +178,15 @@ def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tenso
 def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output) -> None:
     engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
     if recipe.baseline is not None:
-        starts = engine.starts(model.kinematics, model.seeds[:BASELINE_SEEDS], seen.views())
+        starts = closed_form_starts(model.kinematics, model.seeds[:BASELINE_SEEDS], seen.views())
         found = fit_baseline(model, seen, recipe.baseline, starts, 2 * BASELINE_SEEDS, model.hand)
         ends = engine.finish(found.state, recipe.posterior)
         energy = torch.stack(list(ends.terms.values())).sum(0)
         none = torch.full_like(energy, float("nan"))  # It looks for no other solution.
-        out.put(at, Best(replace(found, energy=energy), none, torch.zeros_like(energy)), ends, model, seen)
+        no_others = energy.new_zeros(len(energy), 0, 21, 3)
+        found = replace(found, energy=energy)
+        best = Best(found, none, torch.zeros_like(energy), no_others, no_others[..., 0, 0])
+        out.put(at, best, ends, model, seen)
         return
     seeds = model.seeds[: recipe.seeds]
     starts = engine.starts(model.kinematics, seeds, seen.views())

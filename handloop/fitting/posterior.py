@@ -42,10 +42,12 @@ def summarise(spread: Tensor, points: Tensor) -> Posterior:
     directions = [depth, (spread[:, 9, 2] - spread[:, 0, 2]).square().sum(-1)]
     for f in range(5):
         directions.append((spread[:, 4 + 4 * f] - spread[:, 1 + 4 * f]).square().sum((1, 2)))
-    return Posterior(spread.square().sum(-1), depth, _aligned(spread, points), torch.stack(directions, 1))
+    return Posterior(spread.square().sum(-1), depth, aligned_variance(spread, points), torch.stack(directions, 1))
 
 
-def _aligned(spread: Tensor, points: Tensor) -> Tensor:
+def aligned_variance(spread: Tensor, points: Tensor) -> Tensor:
+    """(B,) m^2, mean variance of a point under the covariance of factor `spread` (B, 21, 3, P) that a similarity
+    transform of all points (B, 21, 3) cannot take up."""
     centred = points - points.mean(1, keepdim=True)
     total = spread.square().sum((1, 2, 3))
     shift = 21 * spread.mean(1).square().sum((1, 2))

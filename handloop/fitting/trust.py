@@ -1,6 +1,6 @@
 """How far a fit can be trusted: standard deviations, the weakest direction, an expected error, a verdict with reasons.
 
-All from the Laplace posterior at the solution (see `fitting.posterior`), the runner-up solution and the parts of the
+All from the Laplace posterior at the solution (see `fitting.posterior`), the other solutions tried and the parts of the
 energy.
 """
 
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handloop.fitting.posterior import DIRECTIONS, Posterior
+from handloop.core.terms import GemanMcClure
+from handloop.fitting.posterior import DIRECTIONS, Posterior, aligned_variance
+from handloop.fitting.recipes import Recipe
 
 INFLATION = 1.07
 """Factor on the posterior's standard deviations. The Laplace approximation is overconfident where modes are curved or
 several; this one number was fitted on synthetic hands drawn from the priors (benchmarks/coverage.py)."""
 
-_POINTS_3D_LIMIT = 21 * 1.5 * 9.0
-"""Energy of 21 points that miss by three times the noise each."""
+_MISSED_3D = 27.0
+"""Squared distance, in sigmas, of a known 3D point missed by three times the noise along each axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,27 +37,32 @@ class Trust:
     """B texts: the least determined directions, worst first."""
 
 
-def judge(posterior: Posterior, terms: dict[str, Tensor], n_numbers: Tensor, gap: Tensor, apart: Tensor) -> Trust:
+def judge(
+    posterior: Posterior, points: Tensor, terms: dict[str, Tensor], n_numbers: Tensor, others: Tensor, above: Tensor
+) -> Trust:
     """Sum up a posterior.
 
     Args:
         posterior: of B hands.
+        points: (B, 21, 3) m, the fitted points.
         terms: (B,) energies by term.
         n_numbers: (B,) coordinates seen: two for each keypoint, three for each known 3D point.
-        gap: (B,) energy of the runner-up minus the best, inf without one.
-        apart: (B,) m, mean distance of the runner-up's points, wrist on wrist, 0 without one.
+        others: (B, M, 21, 3) m, how the points of all other solutions tried differ from these, palm on palm.
+        above: (B, M) their energies minus the best's.
     """
     sd = INFLATION * posterior.points.sqrt()
     depth_sd = INFLATION * posterior.depth.sqrt()
-    aligned = INFLATION * posterior.aligned.sqrt()
-    # Residuals larger than the noise model mean that model and data differ: Birge's ratio widens the posterior.
-    freedom = (n_numbers - 6).clamp(min=2).to(aligned)
-    birge = (2 * (terms["reprojection"] + terms["points_3d"]) / freedom).clamp(min=1.0).sqrt()
+    # A larger energy than the noise and the priors lead one to expect means that model and data differ. Birge's ratio
+    # widens the posterior by it, and makes the difference between two solutions' energies count for less. Every
+    # parameter but six has a prior, so that the energy is that of as many squares as coordinates seen, less six.
+    freedom = (n_numbers - 6).clamp(min=2).to(sd)
+    birge = (2 * torch.stack(list(terms.values())).sum(0) / freedom).clamp(min=1.0)
+    odds = torch.exp(-(above / birge[:, None]).clamp(min=0.0)).nan_to_num(0.0)
+    odds = odds / (1 + odds.sum(1, keepdim=True))
+    between = odds.sqrt()[..., None, None] * others.nan_to_num(0.0)
+    aligned = INFLATION**2 * birge * posterior.aligned + aligned_variance(between.movedim(1, 3), points)
     # The mean of a 3D distance is 0.92 of its root mean square.
-    within = 0.92 * aligned * birge
-    odds = torch.sigmoid(-gap)
-    expected = ((1 - odds) * within.square() + odds * (within.square() + apart.square())).sqrt()
-    return Trust(sd, depth_sd, expected, _weakest(posterior.directions))
+    return Trust(sd, depth_sd, 0.92 * aligned.sqrt(), _weakest(posterior.directions))
 
 
 _IN_WORDS = [[f"{a}, then {b}" for b in DIRECTIONS] for a in DIRECTIONS]
@@ -70,7 +77,7 @@ def reasons_against(
     terms: dict[str, Tensor],
     pose_limit: Tensor,
     betas: Tensor,
-    limits_sigma_deg: float,
+    recipe: Recipe,
     relative_rms: Tensor,
     gap: Tensor,
     apart: Tensor,
@@ -81,17 +88,19 @@ def reasons_against(
         terms: (B,) energies by term.
         pose_limit: (B,) energy of the pose prior that its own poses stay below.
         betas: (B, 10).
-        limits_sigma_deg: softness of the limits, to turn their energy into degrees.
+        recipe: its limits' softness turns their energy into degrees, its kernel bounds what a missed point costs.
         relative_rms: (B,) reprojection error over the hand's box.
-        gap, apart: as in `judge`.
+        gap: (B,) energy of the next different solution minus the best, inf without one.
+        apart: (B,) m, mean distance of its points, wrist on wrist, 0 without one.
     """
-    beyond = (2 * terms["limits"]).sqrt() * limits_sigma_deg
+    beyond = (2 * terms["limits"]).sqrt() * recipe.limits_sigma_deg
+    missed = 0.5 * 21 * float(GemanMcClure(recipe.robust).rho(torch.tensor(_MISSED_3D)))
     checks = (
         (terms["pose_prior"] > pose_limit, "the pose is unlike any the model knows"),
         (beyond > 15, "joints are bent beyond their limits"),
         (betas.abs().amax(1) > 3, "the shape is an outlier"),
         (relative_rms > 0.05, "the joints miss the keypoints"),
-        (terms["points_3d"] > _POINTS_3D_LIMIT, "the joints miss the 3D points"),
+        (terms["points_3d"] > missed, "the joints miss the 3D points"),
         ((gap < 1) & (apart > 0.015), "another pose explains the keypoints as well"),
     )
     out: list[list[str]] = [[] for _ in range(len(betas))]

@@ -119,18 +119,20 @@ def test_solves_end_in_the_same_place(engines: tuple[FusedEngine, TensorEngine, 
 
 def test_starts_are_the_same(engines: tuple[FusedEngine, TensorEngine, HandState]) -> None:
     """Both flips of each seed, in either order; one hand has two points only, one none of the palm's."""
-    fused, tensor, state = engines
-    g = torch.Generator().manual_seed(5)
+    fused, tensor, _ = engines
     model = HandModels.of(PAIR).right
-    points = model.kinematics.points(state.rotations, state.betas, state.root)
-    rays = points[..., :2] / points[..., 2:].clamp(min=0.2)
-    weight = torch.rand(N, 21, dtype=F64, generator=g) * (torch.rand(N, 21, generator=g) > 0.3)
+    weight = torch.from_numpy(fused.many.inverse_sigma > 0).double()
+    focal, centre = (torch.from_numpy(a)[:, None] for a in (fused.many.focal, fused.many.princpt))
+    rays = (torch.from_numpy(fused.many.uv) - centre) / focal
+    # Far outliers on the palm of some, so that points are left out; no palm points, and two points only.
+    rays[5:20, 9] += 0.4
     weight[0, 2:] = 0
     weight[1, [0, 5, 9, 13, 17]] = 0
     views = Views(rays, weight)
     a, b = (e.starts(model.kinematics, model.seeds[:4], views) for e in (fused, tensor))
     here, there = (torch.cat([s.rotations.flatten(1), s.root, s.betas], 1).reshape(N, 4, 2, -1) for s in (a, b))
     straight, crossed = ((here - x).abs().amax((2, 3)) for x in (there, there.flip(2)))
+    # With two points most of the pose is free: which flip is better is decided by rounding.
     assert float(torch.minimum(straight, crossed)[1:].max()) < 1e-6
     assert bool(torch.isfinite(here).all())
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.joints import PALM_POINTS
+from handloop.core.rotations import so3_log
 from handloop.core.terms import POSE, HandState
 from handloop.fitting.anchor import Anchor
 from handloop.fitting.fused.compiler import ensure_compiled
@@ -69,16 +70,15 @@ class FusedEngine:
         return cls(_constants(model, recipe, free, anchor is not None), many, anchor)
 
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
-        """As `fitting.starts.closed_form_starts`; which flip comes first may differ."""
+        """As `fitting.robust_starts.robust_starts`; which flip comes first may differ."""
         s, n = len(seeds), len(views.rays)
         rotations = torch.cat([torch.eye(3, dtype=torch.float64).expand(s, 1, 3, 3), seeds], 1)
         zeros = torch.zeros(s, 10, dtype=torch.float64)
         models = kinematics.points(rotations, zeros, zeros[:, :3])
-        palm = np.zeros(21)
-        palm[list(PALM_POINTS)] = 1.0
         rot, root = np.empty((2 * s * n, 144)), np.empty((2 * s * n, 3))
-        arrays = (_array(seeds.reshape(s, 135)), _array(models), _array(views.rays), _array(views.weight))
-        _share_out(starts_range, (*arrays, palm, rot, root), n)
+        posed = _array(seeds.reshape(s, 135)), _array(so3_log(seeds).reshape(s, 45)), _array(models)
+        given = _array(views.rays), _array(views.weight), np.array(PALM_POINTS)
+        _share_out(starts_range, (self.model, self.many, *posed, *given, rot, root), n)
         flat = torch.zeros(2 * s * n, 10, dtype=torch.float64)
         placed = torch.from_numpy(rot).reshape(-1, 16, 3, 3)
         return HandState(placed, flat, torch.from_numpy(root), flat[:, 0].clone())

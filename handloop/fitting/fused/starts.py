@@ -5,51 +5,86 @@ from __future__ import annotations
 import numpy as np
 
 from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.fitting.fused.records import make_work, one_of
+from handloop.fitting.fused.solve import total_energy
 
 
 @compiled
-def starts_range(seeds, models, rays, weights, palm, rot, root, arena, first, last):
-    """Fill the 2 S starts of hands first .. last - 1.
+def starts_range(model, many, seeds, poses, models, rays, weights, palm, rot, root, arena, first, last):
+    """Fill the 2 S starts of hands first .. last - 1, from the palm points that agree (`fitting.robust_starts`).
 
     Args:
+        model, many: for the energies that decide which points agree.
         seeds: (S, 135) joint rotations.
+        poses: (S, 45) their axis-angles.
         models: (S, 21, 3) their points, wrist at the origin.
         rays: (B, 21, 2) undistorted x/z, y/z of the keypoints.
         weights: (B, 21) confidence.
-        palm: (21,) 1 for points of the palm.
+        palm: (5,) the palm's points.
         rot, root: (B * 2 S, 144), (B * 2 S, 3), hands outermost, flips innermost.
+        arena: (ARENA,) scratch memory.
     """
     count = len(seeds)
-    weight, image = arena[:21], arena[24:66].reshape(21, 2)
-    turn, axes = arena[72:81].reshape(3, 3), arena[88:97].reshape(3, 3)
-    frame, local = arena[104:113].reshape(3, 3), arena[120:129].reshape(3, 3)
+    w = make_work(arena)
+    # Memory that only the normal equations and the posterior use.
+    weight, image = w.row[:21], w.rows[:42].reshape(21, 2)
+    turn, axes = w.block[:9].reshape(3, 3), w.block[16:25].reshape(3, 3)
+    frame, local = w.block[32:41].reshape(3, 3), w.block[48:57].reshape(3, 3)
+    space, place = w.spread[:288].reshape(2, 144), w.block[64:70].reshape(2, 3)
+    for s in range(10):
+        w.betas[s] = 0.0
     for h in range(first, last):
-        n_palm = 0
-        for p in range(21):
-            if weights[h, p] > 0.0 and palm[p] > 0.0:
-                n_palm += 1
-        total, cu, cv = 1e-300, 0.0, 0.0
-        for p in range(21):
-            weight[p] = weights[h, p] * (palm[p] if n_palm >= 3 else 1.0)
-            total += weight[p]
-            cu += weight[p] * rays[h, p, 0]
-            cv += weight[p] * rays[h, p, 1]
-        total = max(total, 1e-9)
-        _look_at(cu / total, cv / total, turn)
-        iu, iv = 0.0, 0.0
-        for p in range(21):
-            u, v = rays[h, p, 0], rays[h, p, 1]
-            z = max(u * turn[0, 2] + v * turn[1, 2] + turn[2, 2], 1e-2)
-            image[p, 0] = (u * turn[0, 0] + v * turn[1, 0] + turn[2, 0]) / z
-            image[p, 1] = (u * turn[0, 1] + v * turn[1, 1] + turn[2, 1]) / z
-            iu += weight[p] * image[p, 0] / total
-            iv += weight[p] * image[p, 1] / total
+        seen = one_of(model, many, h)
+        best, chosen = np.inf, -1
+        # Set -1 holds all five points of the palm, set i leaves out the i-th.
+        for left_out in range(-1, 5):
+            if left_out >= 0 and not weights[h, palm[left_out]] > 0.0:
+                continue
+            total, iu, iv = _view(rays[h], weights[h], palm, left_out, weight, image, turn)
+            _plane_pose(models[0], weight, total, image, iu, iv, turn, axes, frame, local, space, place, 0)
+            for flip in range(2):
+                energy = total_energy(model, seen, poses[0], space[flip], w.betas, place[flip], 0.0, w)
+                if energy < best:
+                    best, chosen = energy, left_out
+        total, iu, iv = _view(rays[h], weights[h], palm, chosen, weight, image, turn)
         for s in range(count):
             at = 2 * (h * count + s)
             for flip in range(2):
                 for e in range(135):
                     rot[at + flip, 9 + e] = seeds[s, e]
             _plane_pose(models[s], weight, total, image, iu, iv, turn, axes, frame, local, rot, root, at)
+
+
+@inlined
+def _view(rays, weights, palm, left_out, weight, image, turn):
+    """What a camera that looks along the mean ray sees: fills `weight`, `image` and `turn`.
+
+    Returns the total weight and the image's mean.
+    """
+    n_palm = 0
+    for i in range(5):
+        if i != left_out and weights[palm[i]] > 0.0:
+            n_palm += 1
+    total, cu, cv = 0.0, 0.0, 0.0
+    for p in range(21):
+        weight[p] = 0.0 if n_palm >= 3 else weights[p]
+    for i in range(5):
+        weight[palm[i]] = 0.0 if i == left_out else weights[palm[i]]
+    for p in range(21):
+        total += weight[p]
+        cu += weight[p] * rays[p, 0]
+        cv += weight[p] * rays[p, 1]
+    total = max(total, 1e-9)
+    _look_at(cu / total, cv / total, turn)
+    iu, iv = 0.0, 0.0
+    for p in range(21):
+        u, v = rays[p, 0], rays[p, 1]
+        z = max(u * turn[0, 2] + v * turn[1, 2] + turn[2, 2], 1e-2)
+        image[p, 0] = (u * turn[0, 0] + v * turn[1, 0] + turn[2, 0]) / z
+        image[p, 1] = (u * turn[0, 1] + v * turn[1, 1] + turn[2, 1]) / z
+        iu += weight[p] * image[p, 0] / total
+        iv += weight[p] * image[p, 1] / total
+    return total, iu, iv
 
 
 @inlined

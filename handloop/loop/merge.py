@@ -144,7 +144,9 @@ def _begin(db: sqlite3.Connection, sources: Sequence[_Source]) -> None:
     db.execute("DELETE FROM scores")
     db.execute("INSERT INTO scores VALUES (?, ?, ?, ?, ?)", (filled.version, filled.name, last, terms, filled.settings))
     db.execute("UPDATE meta SET value=? WHERE key='conventions'", (filled.conventions,))
-    db.execute("UPDATE meta SET value=? WHERE key <> 'conventions'", (last,))
+    db.execute("UPDATE meta SET value=? WHERE key='written'", (last,))
+    if last > 0:  # Before a training there is nothing to be taken back to, and more fits may come.
+        db.execute("UPDATE meta SET value=? WHERE key IN ('floor', 'checkpoint', 'sealed')", (last,))
 
 
 def _copy(sources: Sequence[_Source], targets: Sequence[tuple[Path, sqlite3.Connection]]) -> tuple[int, int]:

@@ -235,14 +235,16 @@ def origins_of(db: sqlite3.Connection) -> dict[int, Origin]:
 def _terms(db: sqlite3.Connection, versions: Tensor, at: Sequence[int], blobs: Sequence[bytes]) -> dict[str, Tensor]:
     """(N,) each; rows of another score version, while a re-scoring is under way, have their own terms."""
     out: dict[str, Tensor] = {}
-    for version in versions[versions >= 0].unique().tolist():
+    rows = np.asarray(at, dtype=np.int64)
+    version_of = versions.numpy()[rows]
+    for version in np.unique(version_of).tolist():
         text = db.execute("SELECT terms FROM scores WHERE version=?", (version,)).fetchone()[0]
         names = json.loads(text)
-        mine = [i for i, row in enumerate(at) if versions[row] == version]
-        values = decode_terms([blobs[i] for i in mine], names)
+        mine = (version_of == version).nonzero()[0]
+        values = decode_terms(blobs if len(mine) == len(blobs) else [blobs[i] for i in mine.tolist()], names)
         for j, name in enumerate(names):
             whole = out.setdefault(name, torch.full((len(versions),), float("nan"), dtype=torch.float64))
-            whole[[at[i] for i in mine]] = torch.from_numpy(values[:, j].copy())
+            whole.numpy()[rows[mine]] = values[:, j]
     return out
 
 

@@ -100,8 +100,11 @@ def roll_back(db: sqlite3.Connection, step: int) -> int:
     )
     db.execute("DELETE FROM history WHERE replaced > ?", (step,))
     db.execute("DELETE FROM scores WHERE step > ?", (step,))
-    # What the first rows of a score or of the cache settled is open again when there are none.
-    db.execute("UPDATE scores SET terms=NULL, settings=NULL WHERE version NOT IN (SELECT score_version FROM fits)")
+    # What the first rows of the present score or of the cache settled is open again when there are none.
+    db.execute(
+        "UPDATE scores SET terms=NULL, settings=(SELECT settings FROM scores AS s WHERE s.version=scores.version-1) "
+        "WHERE version=(SELECT max(version) FROM scores) AND version NOT IN (SELECT score_version FROM fits)"
+    )
     db.execute("UPDATE meta SET value='{}' WHERE key='conventions' AND NOT EXISTS (SELECT 1 FROM fits)")
     db.execute("DELETE FROM origins WHERE key NOT IN (SELECT origin FROM fits UNION SELECT origin FROM history)")
     _set(db, "checkpoint", min(now.checkpoint, step))

@@ -87,7 +87,9 @@ def stamped(fits: CachedFits, ids: tuple[str, ...], origin: Origin, step: int, v
         )
     steps = torch.full((n,), step)
     none = torch.zeros(n, dtype=torch.int64)
-    return replace(fits, ids=ids, origin=(origin,) * n, step=steps, found_step=steps, improvements=none)
+    known = {old: origin.completed(old.recipe, old.handloop_version) for old in set(fits.origin) if old is not None}
+    origins = tuple(origin if old is None else known[old] for old in fits.origin)
+    return replace(fits, ids=ids, origin=origins, step=steps, found_step=steps, improvements=none)
 
 
 def check_sums(fits: CachedFits, usable: Tensor) -> None:

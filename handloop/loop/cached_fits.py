@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from handloop._version import __version__
 from handloop.core.camera import Camera
 from handloop.core.distortion import DISTORTION_LENGTHS
 from handloop.core.errors import InputError
@@ -37,8 +36,12 @@ class Origin:
     """Hash of the keypoint layout."""
     epoch: int = -1
     """Epoch of the training, -1 outside one."""
-    handloop_version: str = __version__
-    """By what."""
+    handloop_version: str = ""
+    """By what; "" takes the version in the result."""
+
+    def completed(self, recipe: str, handloop_version: str) -> Origin:
+        """The same with what it leaves to the result."""
+        return replace(self, recipe=self.recipe or recipe, handloop_version=self.handloop_version or handloop_version)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,12 +192,7 @@ class CachedFits:
         if len(ids) != n:
             raise InputError(f"{len(ids)} ids were given for {n} fits, expected one per fit.")
         texts = dict(result.provenance)
-        recipe, _ = texts.pop("recipe", ""), texts.pop("handloop_version", "")
-        if not origin.recipe:
-            origin = Origin(
-                *(origin.start, recipe, origin.weights, origin.prior, origin.layout, origin.epoch),
-                origin.handloop_version,
-            )
+        origin = origin.completed(*(texts.pop(name, "") for name in PER_ROW_TEXTS))
 
         def plain(value: Tensor) -> Tensor:
             return value.detach().to("cpu", torch.float64)

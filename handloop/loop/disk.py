@@ -6,7 +6,7 @@ from pathlib import Path
 
 NETWORK = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "fuse.ceph", "lustre", "gpfs", "beegfs"),
-    *("glusterfs", "fuse.glusterfs", "fuse.sshfs", "pvfs2", "orangefs", "9p"),
+    *("glusterfs", "fuse.glusterfs", "fuse.sshfs", "pvfs2", "orangefs"),
 }
 """File systems as Linux names them that are, or may be, mounted on several machines at once."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from handloop.loop.cache import FitCache
 from handloop.loop.cached_fits import CachedFits, Origin
 from handloop.loop.records import RECORD
 
+Make = Callable[..., FitResult]
 IDS = [f"set/{i:03d}:left" for i in range(40)]
-ORIGIN = Origin("search", "recipe-1", "weights-2", "prior-3", "layout-4", 7)
+ORIGIN = Origin("search", "recipe-1", "weights-2", "prior-3", "layout-4", 7, "0.0.0")
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def same(a: torch.Tensor, b: torch.Tensor, rtol: float = 0.0) -> bool:
 
 
 @pytest.mark.parametrize("dist", [0, 4, 5, 8, 12])
-def test_a_fit_comes_back_as_it_was(cache: FitCache, make, dist: int) -> None:
+def test_a_fit_comes_back_as_it_was(cache: FitCache, make: Make, dist: int) -> None:
     result: FitResult = make(IDS, dist=dist)
     assert bool(result.keypoints.is_right.any()) and not bool(result.keypoints.is_right.all())
     acceptance = cache.put(IDS, result, ORIGIN, step=3, score_version=0)
@@ -59,15 +61,12 @@ def test_a_fit_comes_back_as_it_was(cache: FitCache, make, dist: int) -> None:
         assert getattr(back.keypoints, name) == getattr(result.keypoints, name)
     assert torch.equal(back.keypoints.is_right, result.keypoints.is_right)
     assert (back.doubts, back.weakest) == (result.doubts, result.weakest)
-    assert dict(back.provenance) | {"recipe": "", "handloop_version": ""} == dict(result.provenance) | {
-        "recipe": "",
-        "handloop_version": "",
-    }
-    assert fits.origin == (ORIGIN,) * 40 and back.provenance["recipe"] == "recipe-1"
+    assert dict(back.provenance) == {**result.provenance, "recipe": "recipe-1"}
+    assert fits.origin == (ORIGIN,) * 40
     assert fits.step.tolist() == fits.found_step.tolist() == [3] * 40 and fits.improvements.tolist() == [0] * 40
 
 
-def test_order_duplicates_and_missing_rows(cache: FitCache, make) -> None:
+def test_order_duplicates_and_missing_rows(cache: FitCache, make: Make) -> None:
     cache.put(IDS[:3], make(IDS[:3], energy=[1.0, 2.0, 3.0]), ORIGIN, 1, 0)
     fits = cache.get([IDS[2], "no such", IDS[0], IDS[2]])
     assert fits.found.tolist() == [True, False, True, True]
@@ -85,7 +84,7 @@ def test_order_duplicates_and_missing_rows(cache: FitCache, make) -> None:
     assert repr(fits) == "CachedFits(4 asked for, 3 found)"
 
 
-def test_left_hands_are_stored_as_right_ones(cache: FitCache, make) -> None:
+def test_left_hands_are_stored_as_right_ones(cache: FitCache, make: Make) -> None:
     """Mirrored by hand: axis-angle y and z and the translation's x change sign (smplx's left model)."""
     result = make(IDS)
     cache.put(IDS, result, ORIGIN, 1, 0)
@@ -98,14 +97,14 @@ def test_left_hands_are_stored_as_right_ones(cache: FitCache, make) -> None:
         assert np.array_equal(stored[name]["betas"], result.params.betas[i].numpy())
 
 
-def test_float32_fits_are_kept_exactly(cache: FitCache, make) -> None:
+def test_float32_fits_are_kept_exactly(cache: FitCache, make: Make) -> None:
     result = make(IDS[:4])
     single = replace(result, params=result.params.to(torch.float32), joints=result.joints.float())
     cache.put(IDS[:4], single, ORIGIN, 1, 0)
     assert torch.equal(cache.get(IDS[:4]).params.hand_pose.float(), single.params.hand_pose)
 
 
-def test_a_fit_without_posterior_can_be_stored(cache: FitCache, make) -> None:
+def test_a_fit_without_posterior_can_be_stored(cache: FitCache, make: Make) -> None:
     result = make(IDS[:2])
     nan = torch.full_like(result.keypoints_3d_sd, float("nan"))
     cache.put(IDS[:2], replace(result, keypoints_3d_sd=nan, depth_sd=nan[:, 0, 0]), ORIGIN, 1, 0)
@@ -113,7 +112,7 @@ def test_a_fit_without_posterior_can_be_stored(cache: FitCache, make) -> None:
     assert bool(fits.found.all()) and bool(torch.isnan(fits.depth_sd).all())
 
 
-def test_improvements_are_counted_and_carry_their_step_and_origin(cache: FitCache, make) -> None:
+def test_improvements_are_counted_and_carry_their_step_and_origin(cache: FitCache, make: Make) -> None:
     ids = IDS[:3]
     cache.put(ids, make(ids, energy=10.0), ORIGIN, 1, 0)
     later = replace(ORIGIN, start="regressor", epoch=8)
@@ -124,18 +123,27 @@ def test_improvements_are_counted_and_carry_their_step_and_origin(cache: FitCach
     assert fits.origin == (later, ORIGIN, later) and fits.energy.tolist() == [9.0, 10.0, 8.0]
 
 
-def test_cached_fits_can_be_put_again_and_text_of_any_kind_is_kept(cache: FitCache, make, tmp_path: Path) -> None:
+def test_cached_fits_can_be_put_again_and_text_of_any_kind_is_kept(cache: FitCache, make: Make, tmp_path: Path) -> None:
     odd = ["ä/日本 \U0001f590", "1", "01", "1e3", "null", "'; DROP TABLE fits; --", '"quoted"\\', " ", "[1]"]
     cache.put(odd, make(odd, energy=np.arange(9.0)), ORIGIN, 1, 0)
     fits = cache.get(odd)
     assert fits.energy.tolist() == list(range(9))
     with FitCache.open(tmp_path / "other") as other:
         assert other.put(odd, fits, ORIGIN, 4, 0).rate() == 1
+        assert other.put(odd, fits, Origin("cached"), 5, 0).rate() == 0
         assert other.get(odd).energy.tolist() == list(range(9)) and other.get(odd).step.tolist() == [4] * 9
         assert sorted(i for part in other.batches(2) for i in part.ids) == sorted(odd)
 
 
-def test_batches_go_through_everything_once(cache: FitCache, make) -> None:
+def test_what_an_origin_leaves_open_is_taken_from_the_fits(cache: FitCache, make: Make) -> None:
+    cache.put(["a"], make(["a"]), Origin("search"), 1, 0)
+    assert cache.get(["a"]).origin == (Origin("search", recipe="default", handloop_version="0.0.0"),)
+    better = replace(cache.get(["a"]), energy=torch.zeros(1).double(), energy_terms=make(["a"], energy=0).energy_terms)
+    cache.put(["a"], better, Origin("cached", epoch=2), 2, 0)
+    assert cache.get(["a"]).origin == (Origin("cached", recipe="default", epoch=2, handloop_version="0.0.0"),)
+
+
+def test_batches_go_through_everything_once(cache: FitCache, make: Make) -> None:
     cache.put(IDS, make(IDS), ORIGIN, 1, 0)
     parts = list(cache.batches(7))
     assert [len(part) for part in parts] == [7] * 5 + [5] and [i for p in parts for i in p.ids] == sorted(IDS)
@@ -143,7 +151,7 @@ def test_batches_go_through_everything_once(cache: FitCache, make) -> None:
     assert torch.equal(joined.params.betas, cache.get(sorted(IDS)).params.betas)
 
 
-def test_joining_pads_distortion_and_terms(make) -> None:
+def test_joining_pads_distortion_and_terms(make: Make) -> None:
     one = CachedFits.from_result(make(["a"], dist=5), ["a"], ORIGIN, 0, 0)
     two = CachedFits.from_result(make(["b"]), ["b"], ORIGIN, 0, 0)
     two = replace(two, energy_terms={**two.energy_terms, "extra": torch.ones(1, dtype=torch.float64)})
@@ -160,7 +168,7 @@ def test_the_record_is_what_the_documentation_says() -> None:
 # What is refused.
 
 
-def test_ids_that_cannot_be_stored(cache: FitCache, make) -> None:
+def test_ids_that_cannot_be_stored(cache: FitCache, make: Make) -> None:
     for bad in ("", "a\0b", "\udcff"):
         with pytest.raises(InputError, match="cannot be stored; expected a text"):
             cache.get([bad])
@@ -168,13 +176,13 @@ def test_ids_that_cannot_be_stored(cache: FitCache, make) -> None:
         cache.put(["a", "b"], make(["a"]), ORIGIN, 1, 0)
 
 
-def test_a_part_of_the_energy_is_not_taken_for_the_whole(cache: FitCache, make) -> None:
+def test_a_part_of_the_energy_is_not_taken_for_the_whole(cache: FitCache, make: Make) -> None:
     result = make(["a"])
     with pytest.raises(InputError, match=r"energy of 'a' is 5, but its parts add up to 10"):
         cache.put(["a"], replace(result, energy=result.energy_terms["reprojection"]), ORIGIN, 1, 0)
 
 
-def test_other_settings_models_and_terms_are_refused(cache: FitCache, make) -> None:
+def test_other_settings_models_and_terms_are_refused(cache: FitCache, make: Make) -> None:
     result = make(["a"])
     cache.put(["a"], result, ORIGIN, 1, 0)
     for key, value, kind in (
@@ -191,7 +199,7 @@ def test_other_settings_models_and_terms_are_refused(cache: FitCache, make) -> N
     assert len(cache) == 1
 
 
-def test_terms_in_another_order_are_the_same_terms(cache: FitCache, make) -> None:
+def test_terms_in_another_order_are_the_same_terms(cache: FitCache, make: Make) -> None:
     cache.put(["a"], make(["a"]), ORIGIN, 1, 0)
     result = make(["b"], energy=8.0)
     cache.put(["b"], replace(result, energy_terms=dict(reversed(result.energy_terms.items()))), ORIGIN, 1, 0)
@@ -206,7 +214,7 @@ def test_another_process_must_open_its_own(cache: FitCache, monkeypatch: pytest.
         cache.get(["a"])
 
 
-def test_scores_must_be_the_caches_own(cache: FitCache, make) -> None:
+def test_scores_must_be_the_caches_own(cache: FitCache, make: Make) -> None:
     with pytest.raises(ScoreError, match=r"score version 1 were put into .* at version 0 \(initial\)"):
         cache.put(["a"], make(["a"]), ORIGIN, 1, 1)
     cache.put(["a"], make(["a"]), ORIGIN, 1, 0)

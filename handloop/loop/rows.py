@@ -57,8 +57,10 @@ def checked_ids(ids: Sequence[str]) -> tuple[str, ...]:
     """The ids, if they can be stored.
 
     Raises:
-        InputError: an id is no text, is empty, or holds what SQLite's texts cannot.
+        InputError: one text instead of several; an id is no text, is empty, or holds what SQLite's texts cannot.
     """
+    if isinstance(ids, str):
+        raise InputError(f"the one text {ids!r} was given for ids, expected a list of them.")
     for name in ids:
         # SQLite ends a text at a NUL; a lone surrogate stands for bytes of a file name that are no text.
         if not isinstance(name, str) or not name or "\0" in name or not _is_text(name):

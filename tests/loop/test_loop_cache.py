@@ -169,9 +169,11 @@ def test_the_record_is_what_the_documentation_says() -> None:
 
 
 def test_ids_that_cannot_be_stored(cache: FitCache, make: Make) -> None:
-    for bad in ("", "a\0b", "\udcff"):
+    for bad in ("", "a\0b", "\udcff", 7, None):
         with pytest.raises(InputError, match="cannot be stored; expected a text"):
             cache.get([bad])
+    with pytest.raises(InputError, match="the one text 'abc' was given for ids"):
+        cache.get("abc")
     with pytest.raises(InputError, match="2 ids were given for 1 fits"):
         cache.put(["a", "b"], make(["a"]), ORIGIN, 1, 0)
 

@@ -1,4 +1,4 @@
-"""The command line: `handloop fit`, `limits`, `eval`, `export`, `layout`, `prior`, `doctor`.
+"""The command line: `handloop fit`, `predict`, `layout`, `prior`, `eval`, `train` and the others below.
 
 Only light imports at the top: `handloop --help` must not wait for torch.
 """
@@ -166,6 +166,75 @@ class PriorCommand:
 
 
 @dataclass(frozen=True)
+class CacheInfo:
+    """Show what is in a cache: fits, scores, steps, origins, doubts."""
+
+    cache: Annotated[Path, tyro.conf.Positional]
+    """Folder of the cache, or one of its shards."""
+
+
+@dataclass(frozen=True)
+class CacheExport:
+    """Write the fits as results.npz and summary.json, as `handloop fit` does."""
+
+    cache: Annotated[Path, tyro.conf.Positional]
+    """Folder of the cache, or one of its shards."""
+    out: Path
+    """Folder for the results; made if missing."""
+    plausible_only: bool = False
+    """Leave out fits that something speaks against."""
+
+
+@dataclass(frozen=True)
+class CacheImport:
+    """Fill a new cache with fits made beforehand, so that a training starts from them."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """results.npz, or the folder that holds it."""
+    cache: Path
+    """Folder of the cache, on a local disk; made if missing."""
+    ranks: int = 1
+    """Shards of a new cache: as many as the training has processes."""
+    start: str = "static"
+    """What the fits are to be called in the cache."""
+
+
+@dataclass(frozen=True)
+class CacheMerge:
+    """Join caches, or hand the samples of one out to another number of ranks."""
+
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of caches, or single shards."""
+    out: Path
+    """Folder for the new cache, on a local disk; must hold none."""
+    ranks: int = 1
+    """Shards of the new cache: as many as the training has processes."""
+
+
+@dataclass(frozen=True)
+class CacheVerify:
+    """Read all of a cache and check every row; status 1 where something is damaged."""
+
+    cache: Annotated[Path, tyro.conf.Positional]
+    """Folder of the cache, or one of its shards."""
+
+
+@dataclass(frozen=True)
+class CacheCommand:
+    """Look after the memory of a training: the best fit of every sample."""
+
+    action: Annotated[
+        Annotated[CacheInfo, tyro.conf.subcommand("info")]
+        | Annotated[CacheExport, tyro.conf.subcommand("export")]
+        | Annotated[CacheImport, tyro.conf.subcommand("import")]
+        | Annotated[CacheMerge, tyro.conf.subcommand("merge")]
+        | Annotated[CacheVerify, tyro.conf.subcommand("verify")],
+        tyro.conf.arg(name=""),
+    ]
+    """What to do."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -188,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
             "export": ExportCommand,
             "layout": LayoutCommand,
             "prior": PriorCommand,
+            "cache": CacheCommand,
             "doctor": DoctorCommand,
             "version": VersionCommand,
         },
@@ -209,6 +279,8 @@ def main(argv: list[str] | None = None) -> int:
             from handloop.prior_job import run_prior
 
             return run_prior(command)
+        if isinstance(command, CacheCommand):
+            return _run_cache(command.action)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 
@@ -240,6 +312,20 @@ def main(argv: list[str] | None = None) -> int:
             f"handloop: interrupted{'; what was fitted is kept, go on with --resume' if kept else ''}.", file=sys.stderr
         )
         return 130
+
+
+def _run_cache(action: CacheInfo | CacheExport | CacheImport | CacheMerge | CacheVerify) -> int:
+    from handloop import cache_job
+
+    if isinstance(action, CacheInfo):
+        return cache_job.run_info(action)
+    if isinstance(action, CacheExport):
+        return cache_job.run_export(action)
+    if isinstance(action, CacheImport):
+        return cache_job.run_import(action)
+    if isinstance(action, CacheMerge):
+        return cache_job.run_merge(action)
+    return cache_job.run_verify(action)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ class UnsafePickleError(ModelError):
     """A pickle names something outside the allow-list; nothing of it was executed."""
 
 
+class CacheError(HandloopError):
+    """A fit cache cannot be opened, read or written, or would be used in a way that spoils it."""
+
+
+class ScoreError(CacheError):
+    """Energies that were computed under different priors, layouts or noise levels were about to be compared."""
+
+
 def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
     """Raise `InputError` unless `shape` matches `expected`; `None` accepts any length.
 

@@ -1,0 +1,1 @@
+"""The loop that fits its own predictions: the memory of the best fits, and what trains on it."""

@@ -12,6 +12,8 @@ from handloop.core.errors import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FROM_FOLDER = 0.85
 """Share of the pictures with a background from the folder, where there is one."""
+_FINEST = 48
+"""Cells across a picture of the finest clouds."""
 
 
 def find_backgrounds(folder: Path) -> tuple[Path, ...]:
@@ -40,24 +42,25 @@ def draw_background(generator: np.random.Generator, size: int, pictures: Sequenc
     plain = _plain(generator, size)
     if generator.random() < 0.3:
         return plain
-    # Clouds of several sizes, from blotches to grain, as in a room out of focus.
-    total = np.zeros((size, size, 3), np.float32)
-    for cells in (2, 4, 8, 16, 48):
+    # Clouds of several sizes, as in a room out of focus.
+    total = np.zeros((_FINEST, _FINEST, 3), np.float32)
+    for cells in (3, 6, 12, 24, _FINEST):
         weight = generator.uniform(0, 1) / np.sqrt(cells)
-        grid = generator.normal(0, 1, (cells, cells, 1)) + 0.6 * generator.normal(0, 1, (cells, cells, 3))
-        total += weight * _enlarged(grid.astype(np.float32), size)
-    contrast = generator.uniform(0.05, 0.4)
-    return np.clip(plain + contrast * total, 0, 1)
+        grey, colour = generator.standard_normal((cells, cells, 1)), generator.standard_normal((cells, cells, 3))
+        total += np.float32(weight) * _enlarged((grey + 0.3 * colour).astype(np.float32), _FINEST)
+    contrast = np.float32(generator.uniform(0.05, 0.45))
+    return np.clip(plain + contrast * _enlarged(total, size), 0, 1)
 
 
 def _plain(generator: np.random.Generator, size: int) -> np.ndarray:
     """One colour, brighter to one side."""
     grey = generator.uniform(0.05, 0.97)
-    colour = np.clip(grey + generator.normal(0, 0.13, 3), 0, 1)
+    # Most walls and tables are nearly grey.
+    colour = np.clip(grey + generator.exponential(0.08) * generator.standard_normal(3), 0, 1)
     slope = generator.normal(0, 0.12, 2)
     ramp = np.linspace(-0.5, 0.5, size)
-    shade = 1 + slope[0] * ramp[:, None] + slope[1] * ramp
-    return np.clip(shade[..., None] * colour, 0, 1).astype(np.float32)
+    shade = (1 + slope[0] * ramp[:, None] + slope[1] * ramp).astype(np.float32)
+    return np.clip(shade[..., None] * colour.astype(np.float32), 0, 1)
 
 
 def _enlarged(grid: np.ndarray, size: int) -> np.ndarray:
@@ -71,7 +74,8 @@ def _enlarged(grid: np.ndarray, size: int) -> np.ndarray:
     rows = np.arange(size)
     weights[rows, base] = 1 - t
     weights[rows, base + 1] = t
-    return np.einsum("yi,ijc,xj->yxc", weights, grid, weights, optimize=True)
+    tall = (weights @ grid.reshape(n, -1)).reshape(size, n, 3)
+    return weights @ tall
 
 
 def _piece(generator: np.random.Generator, size: int, path: Path) -> np.ndarray:

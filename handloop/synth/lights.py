@@ -8,9 +8,10 @@ import numpy as np
 
 from handloop.synth.scene import Scene
 
-_SUN_RAYS = 6
-"""Directions towards the sun's disc: that many steps has a shadow's soft edge."""
-_SKY_RAYS = 24
+_SUN_RAYS, _FIRST = 6, 3
+"""Directions towards the sun's disc, and how many of them settle a point that they agree on: the rest serve the soft
+edges of shadows, which have that many steps."""
+_SKY_RAYS = 16
 """Directions in which a vertex looks for the sky."""
 _LIFT = 0.0015
 """m above the surface at which rays start, so that a coarse mesh does not shade itself."""
@@ -64,15 +65,16 @@ class Lights:
         angle = generator.uniform(0, 2 * np.pi) + np.arange(_SUN_RAYS) * 2.39996  # Vogel's spiral fills a disc evenly.
         aside = _unit(np.cross(towards, [0.31, 0.87, 0.38]))
         across = np.cross(towards, aside)
-        out = radius * np.sqrt((np.arange(_SUN_RAYS) + 0.5) / _SUN_RAYS)[:, None]
+        # From the rim inward, so that the first ones span the disc.
+        out = radius * np.sqrt((_SUN_RAYS - 0.5 - np.arange(_SUN_RAYS)) / _SUN_RAYS)[:, None]
         disc = towards + out * (np.cos(angle)[:, None] * aside + np.sin(angle)[:, None] * across)
         warmth = generator.normal(0, 0.10)
         sun = np.array([1 + warmth, 1.0, 1 - 1.3 * warmth])
         cool = generator.normal(0, 0.06) - 0.4 * warmth
         sky = np.array([1 + cool, 1.0, 1 - 1.3 * cool])
         share = generator.uniform(0.25, 0.8)
-        # Full light from sun and sky together gives a white surface 0.75 to 1.3 of full scale.
-        exposure = np.exp(generator.uniform(np.log(0.75), np.log(1.3)))
+        # A white surface full in sun and sky has that share of full scale.
+        exposure = np.exp(generator.uniform(np.log(0.9), np.log(1.9)))
         up = _unit(np.array([0.0, -1.0, -0.3]) + generator.normal(0, 0.4, 3))
         return cls(
             np.asarray(disc / np.linalg.norm(disc, axis=1, keepdims=True), np.float32),
@@ -89,12 +91,7 @@ class Lights:
         normals = surface.normals
         middle = self.sun.mean(0)
         cosine = (normals @ middle)[:, None]
-        lit = np.zeros(len(normals), np.float32)
-        where = np.nonzero(cosine[:, 0] > -_WRAP[0])[0]
-        origins = surface.points[where] + _LIFT * normals[where]
-        for towards in self.sun:
-            lit[where] += scene.is_free(origins, np.broadcast_to(towards, origins.shape).astype(np.float32))
-        lit /= len(self.sun)
+        lit = self._sunlit(surface, cosine[:, 0], scene)
         diffuse = np.clip((cosine + _WRAP) / (1 + _WRAP), 0, 1) * lit[:, None]
         upward = 0.5 + 0.5 * (normals @ self.up)[:, None]
         ambient = (self.ground_colour + upward * (self.sky_colour - self.ground_colour)) * surface.openness[:, None]
@@ -105,6 +102,28 @@ class Lights:
         spark = np.clip((normals * half).sum(1), 0, 1) ** self.sharpness * np.clip(cosine[:, 0], 0, 1) * lit
         spark *= self.shine * surface.gloss * (self.sharpness + 8) / 8
         return np.asarray(colour + spark[:, None] * self.sun_colour, np.float32)
+
+    def _sunlit(self, surface: Surface, cosine: np.ndarray, scene: Scene) -> np.ndarray:
+        """(n,) float32 share of the sun's disc that is seen."""
+        where = np.nonzero(cosine > -_WRAP[0])[0]
+        origins = surface.points[where] + np.float32(_LIFT) * surface.normals[where]
+        count = _count_free(scene, origins, self.sun[:_FIRST])
+        edge = np.nonzero((count > 0) & (count < _FIRST))[0]
+        share = count / _FIRST
+        share[edge] = (count[edge] + _count_free(scene, origins[edge], self.sun[_FIRST:])) / _SUN_RAYS
+        lit = np.zeros(len(cosine), np.float32)
+        lit[where] = share
+        return lit
+
+
+def _count_free(scene: Scene, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """(n,) how many of the directions (k, 3) are free from each of the origins (n, 3)."""
+    rays = np.empty_like(origins)
+    total = np.zeros(len(origins), np.float32)
+    for towards in directions:
+        rays[:] = towards
+        total += scene.is_free(origins, rays)
+    return total
 
 
 def openness(scene: Scene, points: np.ndarray, normals: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from handloop.hand.model import N_FACES, N_VERTICES, HandPair
+from handloop.hand.model import N_FACES, HandPair
 from handloop.synth.backgrounds import draw_background, find_backgrounds
 from handloop.synth.body import Arm, Body, vertex_normals
 from handloop.synth.lights import Lights, Surface, from_srgb, openness, to_srgb
@@ -40,10 +40,10 @@ class _Look:
     sleeve: np.ndarray
     """(3,) linear reflectance."""
     lights: Lights
-    gain: float
+    grain: float
     """Standard deviation of the sensor's noise, display values 0..1."""
     background: np.ndarray
-    """(H, W, 3) linear."""
+    """(H, W, 3) display values 0..1."""
 
 
 class _Parts:
@@ -123,8 +123,10 @@ class Renderer:
         if occluders and seen.sum() < _LEAST_SEEN:
             parts = _Parts(body, truth, arm, [])
             visibility = parts.visibility(truth, self.options.size)
-        segments, depth, linear = _draw(parts, truth, look, self._skins[truth.is_right])
-        display = to_srgb(linear) + look.gain * looks.standard_normal(linear.shape, dtype=np.float32)
+        segments, depth, display = _draw(parts, truth, look, self._skins[truth.is_right])
+        grain = looks.integers(0, 256, display.shape, np.uint8).astype(np.float32) - np.float32(127.5)
+        # Bytes have a standard deviation of 256 / sqrt(12).
+        display += grain * np.float32(look.grain * np.sqrt(12) / 256)
         rgb = (np.clip(display, 0, 1) * 255 + 0.5).astype(np.uint8)
         mask = segments == Segment.HAND
         if self.options.forearm_in_mask:
@@ -167,26 +169,27 @@ def _draw_look(generator: np.random.Generator, size: int, backgrounds: tuple[Pat
         generator.uniform(0.02, 0.85, 3) * generator.uniform(0.3, 1),
         Lights.draw(generator),
         float(generator.uniform(0, 0.012)),
-        from_srgb(draw_background(generator, size, backgrounds)).astype(np.float32),
+        draw_background(generator, size, backgrounds),
     )
 
 
 def _draw(parts: _Parts, truth: Truth, look: _Look, skin: Skin) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Segments (H, W), depth (H, W) m and linear colours (H, W, 3)."""
+    """Segments (H, W), depth (H, W) m and display colours (H, W, 3)."""
     size = len(look.background)
     segments = np.zeros((size, size), np.uint8)
     depth = np.zeros((size, size), np.float32)
-    linear = look.background.copy()
+    display = look.background.copy()
     x0, y0, x1, y1 = _box(parts.scene.vertices, truth.K, size)
     if x1 <= x0 or y1 <= y0:
-        return segments, depth, linear
-    y, x = (grid.ravel() for grid in np.mgrid[y0:y1, x0:x1])
+        return segments, depth, display
+    part, shape = np.s_[y0:y1, x0:x1], (y1 - y0, x1 - x0)
+    x, y = np.tile(np.arange(x0, x1), shape[0]), np.repeat(np.arange(y0, y1), shape[1])
     rays = pixel_rays(truth.K, x, y)
     hits = parts.scene.look(rays)
     met = hits.face >= 0
-    segments[y, x] = np.where(met, parts.segment_of[hits.face], Segment.BACKGROUND)
-    depth[y, x] = np.where(met, hits.distance, 0)
-    edge = _outline(segments[y0:y1, x0:x1], depth[y0:y1, x0:x1]).ravel()
+    segments[part] = np.where(met, parts.segment_of[hits.face], Segment.BACKGROUND).reshape(shape)
+    depth[part] = np.where(met, hits.distance, 0).reshape(shape)
+    edge = _outline(segments[part], depth[part]).ravel()
     # Inside, one ray gives the colour; on outlines, four do. All are shaded at once.
     inner = np.nonzero(met & ~edge)[0]
     outer = np.nonzero(edge)[0]
@@ -197,11 +200,12 @@ def _draw(parts: _Parts, truth: Truth, look: _Look, skin: Skin) -> tuple[np.ndar
     one, four = hits.select(inner), fine_hits.select(fine_met)
     joined = Hits(*(np.concatenate([getattr(one, k), getattr(four, k)]) for k in ("face", "u", "v", "distance")))
     colours = _shade(parts, joined, np.concatenate([rays[inner], fine_rays[fine_met]]), look, skin)
-    linear[y[inner], x[inner]] = colours[: len(inner)]
-    behind = np.repeat(look.background[y[outer], x[outer]], len(_SUBPIXELS), axis=0)
-    behind[fine_met] = colours[len(inner) :]
-    linear[y[outer], x[outer]] = behind.reshape(-1, len(_SUBPIXELS), 3).mean(1)
-    return segments, depth, linear
+    display[y[inner], x[inner]] = to_srgb(colours[: len(inner)])
+    # Light adds up in linear values.
+    mixed = np.repeat(from_srgb(look.background[y[outer], x[outer]]), len(_SUBPIXELS), axis=0)
+    mixed[fine_met] = colours[len(inner) :]
+    display[y[outer], x[outer]] = to_srgb(mixed.reshape(-1, len(_SUBPIXELS), 3).mean(1))
+    return segments, depth, display
 
 
 def _shade(parts: _Parts, hits: Hits, rays: np.ndarray, look: _Look, skin: Skin) -> np.ndarray:

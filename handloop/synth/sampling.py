@@ -114,9 +114,3 @@ def _view(generator: np.random.Generator, vertices: np.ndarray, size: int) -> tu
 def wrist_rotation(truth: Truth) -> np.ndarray:
     """(3, 3) rotation of the wrist."""
     return so3_exp(torch.from_numpy(truth.global_orient)).numpy()
-
-
-def mano_pose(truth: Truth, hand: Hand) -> np.ndarray:
-    """(48,) global orientation and the pose relative to the model's mean, as MANO's own tools and FreiHAND write it."""
-    return np.concatenate([truth.global_orient, truth.hand_pose - hand.hands_mean])
-

@@ -54,7 +54,7 @@ class Scene:
         """(n,) bool: the rays meet nothing."""
         if not len(origins):
             return np.zeros(0, bool)
-        return np.asarray(self._embree.run(origins, directions) < 0)
+        return np.asarray(self._embree.run(origins, directions, query="OCCLUDED") < 0)
 
 
 def pixel_rays(K: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

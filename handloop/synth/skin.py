@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -201,7 +202,7 @@ def _palm_lines(joints: np.ndarray, points: np.ndarray, dorsal: np.ndarray, wobb
         curve = (1 - t) ** 2 * first + 2 * t * (1 - t) * (2 * second - 0.5 * (first + third)) + t**2 * third
         curve = curve - (curve @ dorsal)[:, None] * dorsal
         nearest = np.full(len(points), np.inf)
-        for start, end in zip(curve[:-1], curve[1:], strict=True):
+        for start, end in pairwise(curve):
             along = end - start
             share = np.clip((flat - start) @ along / (along @ along), 0, 1)
             nearest = np.minimum(nearest, np.linalg.norm(flat - start - share[:, None] * along, axis=1))

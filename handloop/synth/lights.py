@@ -34,6 +34,8 @@ class Surface:
     """(n,) float32 strength of the highlight."""
     openness: np.ndarray
     """(n,) float32 0..1, share of the sky that is seen."""
+    turn: np.ndarray
+    """(n,) float32 rad, different from pixel to pixel: breaks the steps of soft shadows into grain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class Lights:
     """The light of one picture. Intensities are linear."""
 
     sun: np.ndarray
-    """(_SUN_RAYS, 3) float32 unit directions to points of the sun's disc."""
+    """(3, 3) float32: unit direction to the sun's middle, and its disc's two radii at right angles to it."""
     sun_colour: np.ndarray
     """(3,)."""
     up: np.ndarray
@@ -62,12 +64,8 @@ class Lights:
         while towards[2] > 0.35:
             towards = _unit(generator.standard_normal(3))
         radius = np.tan(np.deg2rad(generator.uniform(2, 16)))
-        angle = generator.uniform(0, 2 * np.pi) + np.arange(_SUN_RAYS) * 2.39996  # Vogel's spiral fills a disc evenly.
         aside = _unit(np.cross(towards, [0.31, 0.87, 0.38]))
         across = np.cross(towards, aside)
-        # From the rim inward, so that the first ones span the disc.
-        out = radius * np.sqrt((_SUN_RAYS - 0.5 - np.arange(_SUN_RAYS)) / _SUN_RAYS)[:, None]
-        disc = towards + out * (np.cos(angle)[:, None] * aside + np.sin(angle)[:, None] * across)
         warmth = generator.normal(0, 0.10)
         sun = np.array([1 + warmth, 1.0, 1 - 1.3 * warmth])
         cool = generator.normal(0, 0.06) - 0.4 * warmth
@@ -77,7 +75,7 @@ class Lights:
         exposure = np.exp(generator.uniform(np.log(0.9), np.log(1.9)))
         up = _unit(np.array([0.0, -1.0, -0.3]) + generator.normal(0, 0.4, 3))
         return cls(
-            np.asarray(disc / np.linalg.norm(disc, axis=1, keepdims=True), np.float32),
+            np.stack([towards, radius * aside, radius * across]).astype(np.float32),
             np.asarray(exposure * share * sun, np.float32),
             up.astype(np.float32),
             np.asarray(exposure * (1 - share) * sky, np.float32),
@@ -89,7 +87,7 @@ class Lights:
     def shade(self, surface: Surface, scene: Scene) -> np.ndarray:
         """(n, 3) float32 linear colours."""
         normals = surface.normals
-        middle = self.sun.mean(0)
+        middle = self.sun[0]
         cosine = (normals @ middle)[:, None]
         lit = self._sunlit(surface, cosine[:, 0], scene)
         diffuse = np.clip((cosine + _WRAP) / (1 + _WRAP), 0, 1) * lit[:, None]
@@ -107,23 +105,26 @@ class Lights:
         """(n,) float32 share of the sun's disc that is seen."""
         where = np.nonzero(cosine > -_WRAP[0])[0]
         origins = surface.points[where] + np.float32(_LIFT) * surface.normals[where]
-        count = _count_free(scene, origins, self.sun[:_FIRST])
+        turn = surface.turn[where]
+        count = self._count_free(scene, origins, turn, range(_FIRST))
         edge = np.nonzero((count > 0) & (count < _FIRST))[0]
         share = count / _FIRST
-        share[edge] = (count[edge] + _count_free(scene, origins[edge], self.sun[_FIRST:])) / _SUN_RAYS
+        rest = self._count_free(scene, origins[edge], turn[edge], range(_FIRST, _SUN_RAYS))
+        share[edge] = (count[edge] + rest) / _SUN_RAYS
         lit = np.zeros(len(cosine), np.float32)
         lit[where] = share
         return lit
 
-
-def _count_free(scene: Scene, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """(n,) how many of the directions (k, 3) are free from each of the origins (n, 3)."""
-    rays = np.empty_like(origins)
-    total = np.zeros(len(origins), np.float32)
-    for towards in directions:
-        rays[:] = towards
-        total += scene.is_free(origins, rays)
-    return total
+    def _count_free(self, scene: Scene, origins: np.ndarray, turn: np.ndarray, rays: range) -> np.ndarray:
+        """(n,) how many of the rays' numbers reach the sun from each of the origins (n, 3)."""
+        total = np.zeros(len(origins), np.float32)
+        for k in rays:
+            # Vogel's spiral fills a disc evenly; from the rim inward, so that the first ones span it.
+            angle = turn + np.float32(2.39996 * k)
+            out = np.float32(np.sqrt((_SUN_RAYS - 0.5 - k) / _SUN_RAYS))
+            aside, across = (out * np.cos(angle))[:, None], (out * np.sin(angle))[:, None]
+            total += scene.is_free(origins, self.sun[0] + aside * self.sun[1] + across * self.sun[2])
+        return total
 
 
 def openness(scene: Scene, points: np.ndarray, normals: np.ndarray) -> np.ndarray:

@@ -199,7 +199,9 @@ def _draw(parts: _Parts, truth: Truth, look: _Look, skin: Skin) -> tuple[np.ndar
     fine_met = np.nonzero(fine_hits.face >= 0)[0]
     one, four = hits.select(inner), fine_hits.select(fine_met)
     joined = Hits(*(np.concatenate([getattr(one, k), getattr(four, k)]) for k in ("face", "u", "v", "distance")))
-    colours = _shade(parts, joined, np.concatenate([rays[inner], fine_rays[fine_met]]), look, skin)
+    seen = np.concatenate([rays[inner], fine_rays[fine_met]])
+    turn = _grain_angles(np.concatenate([x[inner], fine[fine_met, 0]]), np.concatenate([y[inner], fine[fine_met, 1]]))
+    colours = _shade(parts, joined, seen, turn, look, skin)
     display[y[inner], x[inner]] = to_srgb(colours[: len(inner)])
     # Light adds up in linear values.
     mixed = np.repeat(from_srgb(look.background[y[outer], x[outer]]), len(_SUBPIXELS), axis=0)
@@ -208,8 +210,8 @@ def _draw(parts: _Parts, truth: Truth, look: _Look, skin: Skin) -> tuple[np.ndar
     return segments, depth, display
 
 
-def _shade(parts: _Parts, hits: Hits, rays: np.ndarray, look: _Look, skin: Skin) -> np.ndarray:
-    """(n, 3) float32 linear colours of n hits."""
+def _shade(parts: _Parts, hits: Hits, rays: np.ndarray, turn: np.ndarray, look: _Look, skin: Skin) -> np.ndarray:
+    """(n, 3) float32 linear colours of n hits; `turn` (n,) see `Surface`."""
     if not len(rays):
         return np.zeros((0, 3), np.float32)
     scene = parts.scene
@@ -238,8 +240,13 @@ def _shade(parts: _Parts, hits: Hits, rays: np.ndarray, look: _Look, skin: Skin)
     for k, occluder in enumerate(parts.occluders):
         albedo[parts.object_of[hits.face] == k] = occluder.colour
     points = rays * hits.distance[:, None]
-    surface = Surface(points, normals, albedo, gloss, np.einsum("nk,nk->n", weights, open_all[corners]))
+    surface = Surface(points, normals, albedo, gloss, np.einsum("nk,nk->n", weights, open_all[corners]), turn)
     return look.lights.shade(surface, scene)
+
+
+def _grain_angles(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(n,) float32 rad: interleaved gradient noise (Jimenez 2014), evenly spread among neighbouring pixels."""
+    return np.asarray(2 * np.pi * ((52.9829189 * ((0.06711056 * x + 0.00583715 * y) % 1)) % 1), np.float32)
 
 
 def _box(vertices: np.ndarray, K: np.ndarray, size: int) -> tuple[int, int, int, int]:

@@ -89,7 +89,7 @@ class Tone:
         log["knuckle"] = np.log(_reflectance(back + [-5, 3, 1])) - base
         log["tip"] = np.log(_reflectance(back + [-1, 4, 0])) - base
         log["rim"] = dark * np.array([-0.25, -0.4, -0.4])
-        log["crease"] = dark * np.array([-0.35, -0.55, -0.55])
+        log["crease"] = dark * np.array([-0.28, -0.45, -0.45])
         log["vein"] = generator.uniform(0, 1) * np.array([-0.13, -0.07, -0.03])
         for k in range(6):
             size = (0.10, 0.10, 0.06, 0.06, 0.08, 0.08)[k]
@@ -136,10 +136,12 @@ def _bake(hand: Hand, points: np.ndarray, normals: np.ndarray, owner: np.ndarray
             d, b = axes[joint - 1][:, 1], axes[joint - 1][:, 2]
             from_joint = points - ends[k]
             along = from_joint @ b
-            near = np.linalg.norm(from_joint, axis=1) < 2.2 * radii[finger, k] + 0.006
+            away = np.linalg.norm(from_joint, axis=1)
+            near = away < 2.2 * radii[finger, k] + 0.006
             on_back, on_front = _step(0.1, 0.7, normals @ d), _step(0.1, 0.6, -(normals @ d))
             width = 0.009 if k == 0 else 0.006
-            f["knuckle"] += near * on_back * np.exp(-((along / width) ** 2)) * (1.0 if k else 0.7)
+            around = _step(2.2, 1.0, away / radii[finger, k])
+            f["knuckle"] += around * on_back * np.exp(-((along / width) ** 2)) * (1.0 if k else 0.7)
             if k == 0:
                 # The fold at a finger's root lies two fifths along its first phalanx.
                 along = along - (0.4 * np.linalg.norm(ends[1] - ends[0]) if finger else 0.0)
@@ -187,7 +189,7 @@ def _palm_lines(joints: np.ndarray, points: np.ndarray, dorsal: np.ndarray, wobb
     edge = pinky + 0.25 * (pinky - ring)
     lines = (
         # Heart, head and life line.
-        (edge + 0.28 * (wrist - pinky), ring + 0.2 * (wrist - ring), middle + 0.08 * (wrist - middle)),
+        (edge + 0.3 * (wrist - pinky), ring + 0.24 * (wrist - ring), 0.5 * (index + middle) ),
         (index + 0.2 * (wrist - index), middle + 0.38 * (wrist - middle), pinky + 0.5 * (wrist - pinky)),
         (
             index + 0.2 * (wrist - index),

@@ -8,7 +8,7 @@ import numpy as np
 
 from handloop.synth.scene import Scene
 
-_SUN_RAYS, _FIRST = 6, 3
+_SUN_RAYS, _FIRST = 6, 2
 """Directions towards the sun's disc, and how many of them settle a point that they agree on: the rest serve the soft
 edges of shadows, which have that many steps."""
 _SKY_RAYS = 16

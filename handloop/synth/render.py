@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from handloop.hand.model import N_FACES, HandPair
+from handloop.hand.model import N_FACES, Hand, HandPair
 from handloop.synth.backgrounds import draw_background, find_backgrounds
 from handloop.synth.body import Arm, Body, vertex_normals
 from handloop.synth.lights import Lights, Surface, from_srgb, openness, to_srgb
@@ -89,7 +90,7 @@ class Renderer:
     """Renders the pictures of one seed; picture i is the same whenever and wherever it is asked for."""
 
     def __init__(self, pair: HandPair, options: PictureOptions) -> None:
-        """Bakes the skin of both sides, which takes seconds: keep a renderer.
+        """Bakes the skin of the sides, which takes seconds the first time.
 
         Raises:
             InputError: the folder of backgrounds holds no pictures.
@@ -100,7 +101,7 @@ class Renderer:
         self._hands = HandSource.of(pair)
         sides = {"both": (True, False), "right": (True,), "left": (False,)}[options.hand]
         self._bodies = {side: Body.of(pair.side(side)) for side in sides}
-        self._skins = {side: Skin.of(pair.side(side), self._bodies[side]) for side in sides}
+        self._skins = {side: _skin(pair.side(side)) for side in sides}
         self._backgrounds: tuple[Path, ...] = ()
         if options.backgrounds is not None:
             self._backgrounds = find_backgrounds(options.backgrounds)
@@ -136,6 +137,11 @@ class Renderer:
     def _generator(self, index: int, purpose: int) -> np.random.Generator:
         # One stream for the hand, one for the other shapes, one for looks: a change of one leaves the others.
         return np.random.default_rng([self.options.seed, index, purpose])
+
+
+@lru_cache(maxsize=4)
+def _skin(hand: Hand) -> Skin:
+    return Skin.of(hand, Body.of(hand))
 
 
 def _draw_arm(generator: np.random.Generator, body: Body, truth: Truth) -> Arm:

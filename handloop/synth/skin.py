@@ -40,15 +40,20 @@ class Skin:
         normals = vertex_normals(rest, body.faces)
         if not hand.is_right:
             rest, normals = rest * [-1.0, 1.0, 1.0], normals * [-1.0, 1.0, 1.0]
-        centre = (np.arange(TEXELS) + 0.5) / TEXELS
-        u, v = (grid.ravel() for grid in np.meshgrid(centre, centre, indexing="ij"))
+        i, j = (grid.ravel() for grid in np.indices((TEXELS, TEXELS)))
+        # The other half of the square lies outside the face.
+        used = np.nonzero(i + j <= TEXELS)[0]
+        u, v = (i[used] + 0.5) / TEXELS, (j[used] + 0.5) / TEXELS
         weights = np.stack([1 - u - v, u, v], 1)
         points = np.einsum("tc,fcd->ftd", weights, rest[body.faces]).reshape(-1, 3)
         facing = np.einsum("tc,fcd->ftd", weights, normals[body.faces]).reshape(-1, 3)
         facing /= np.maximum(np.linalg.norm(facing, axis=1, keepdims=True), 1e-9)
         owner = np.zeros(len(body.faces), np.int64)
         owner[:N_FACES] = right.weights[right.faces].sum(1).argmax(1)
-        return cls(_bake(right, points, facing, np.repeat(owner, len(u))).astype(np.float32))
+        table = np.zeros((len(body.faces), TEXELS**2, len(FEATURES)), np.float32)
+        baked = _bake(right, points, facing, np.repeat(owner, len(u)))
+        table[:, used] = baked.reshape(len(body.faces), len(used), -1)
+        return cls(table.reshape(-1, len(FEATURES)))
 
     def at(self, face: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """(n, len(FEATURES)) at places on faces."""
@@ -189,7 +194,7 @@ def _palm_lines(joints: np.ndarray, points: np.ndarray, dorsal: np.ndarray, wobb
     edge = pinky + 0.25 * (pinky - ring)
     lines = (
         # Heart, head and life line.
-        (edge + 0.3 * (wrist - pinky), ring + 0.24 * (wrist - ring), 0.5 * (index + middle) ),
+        (edge + 0.3 * (wrist - pinky), ring + 0.24 * (wrist - ring), 0.5 * (index + middle)),
         (index + 0.2 * (wrist - index), middle + 0.38 * (wrist - middle), pinky + 0.5 * (wrist - pinky)),
         (
             index + 0.2 * (wrist - index),

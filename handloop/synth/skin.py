@@ -133,7 +133,9 @@ def _bake(hand: Hand, points: np.ndarray, normals: np.ndarray, owner: np.ndarray
     dorsal[owner == CHAINS[0][0]] = axes[3, :, 1]
     back = (normals * dorsal).sum(1)
     f["palm"] = _step(-0.45, 0.35, -back + 0.12 * f["noise2"])
-    f["crease"] = _palm_lines(joints, points, axes[3, :, 1], 0.0009 * wobble) * _step(0.55, 0.9, -back) * (owner == 0)
+    palm = np.nonzero((owner == 0) & (back < -0.5))[0]
+    lines = _palm_lines(joints, points[palm], axes[3, :, 1], 0.0009 * wobble[palm])
+    f["crease"][palm] = lines * _step(0.55, 0.9, -back[palm])
     for finger, chain in enumerate(CHAINS):
         ends = [*joints[list(chain)], tips[finger]]
         on_finger = np.isin(owner, chain)

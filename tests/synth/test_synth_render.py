@@ -70,7 +70,7 @@ def test_overlap_is_seen(pair: HandPair) -> None:
     moved, moved_tips = joints.copy(), tips.copy()
     moved[[1, 2, 3]], moved_tips[1] = joints[[4, 5, 6]] + 0.004, tips[2] + 0.004  # The index in the middle finger.
     assert thickness.has_overlap(moved, moved_tips)
-    assert 0.004 < thickness.radii.min() and thickness.radii.max() < 0.02
+    assert thickness.radii.min() > 0.004 and thickness.radii.max() < 0.02
     assert 0.008 < thickness.palm < 0.03
 
 

@@ -8,15 +8,18 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from handloop._version import __version__
-from handloop.core.errors import InputError
+from handloop.core.errors import HandloopError, InputError
 from handloop.core.results import write_text
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
@@ -82,6 +85,7 @@ def produce(order: Order) -> Produced:
 
     Raises:
         InputError: the folder holds other pictures, or more than asked for.
+        HandloopError: a process died.
     """
     started = time.monotonic()
     pair = load_hand(order.mano)
@@ -161,9 +165,18 @@ def _check_settings(order: Order, pair: HandPair) -> None:
 def _in_processes(order: Order, missing: list[range]) -> None:
     # Spawned, not forked: a fork takes over threads and locks that libraries hold.
     context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), context.Pool(min(order.workers, len(missing)), _start_worker, (order,)) as pool:
-        for _ in pool.imap_unordered(_write_part, missing):
-            pass
+    with _one_thread_each(), ProcessPoolExecutor(min(order.workers, len(missing)), context) as pool:
+        tasks = [pool.submit(_write_part, order, part) for part in missing]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+        except BrokenProcessPool as error:
+            raise HandloopError(
+                "a process died while it rendered, perhaps for lack of memory; what is finished is kept: "
+                "give the same command again, with fewer workers."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -181,16 +194,15 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-_worker: list[tuple[ShardedLayout | FreihandLayout, Renderer]] = []
-"""One entry in a worker process: a pool hands its initialiser's result to tasks in no other way."""
-
-
-def _start_worker(order: Order) -> None:
+def _write_part(order: Order, part: range) -> None:
+    """In a process of its own."""
     torch.set_num_threads(1)
-    pair = load_hand(order.mano)
-    _worker.append((_layout(order, pair), Renderer(pair, order.options)))
-
-
-def _write_part(part: range) -> None:
-    layout, renderer = _worker[0]
+    layout, renderer = _tools(order)
     layout.write(map(renderer.render, part), part)
+
+
+@lru_cache(maxsize=1)
+def _tools(order: Order) -> tuple[ShardedLayout | FreihandLayout, Renderer]:
+    """Made by each process once."""
+    pair = load_hand(order.mano)
+    return _layout(order, pair), Renderer(pair, order.options)

@@ -147,7 +147,7 @@ def _skin(hand: Hand) -> Skin:
 def _draw_arm(generator: np.random.Generator, body: Body, truth: Truth) -> Arm:
     has_sleeve = generator.random() < 0.4
     arm = Arm(
-        length=float(generator.uniform(0.22, 0.4)),
+        length=float(generator.uniform(0.5, 0.75)),
         bare=float(np.exp(generator.uniform(np.log(0.012), np.log(0.15)))) if has_sleeve else 0.1,
         sleeve=float(generator.uniform(0.003, 0.009)) if has_sleeve else 0.0,
         girth=float(generator.uniform(0.9, 1.12)),

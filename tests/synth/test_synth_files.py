@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 from handloop import synth_job
 from handloop.cli import main
-from handloop.core.errors import FileFormatError, InputError
+from handloop.core.errors import FileFormatError, HandloopError, InputError
 from handloop.evaluation.truth import read_truth
 from handloop.hand.mesh import regressed_joints, skin
 from handloop.hand.model import HandPair
@@ -181,6 +183,22 @@ def test_processes_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     produce(replace(order(tmp_path / "two", 8), workers=2))
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert len(digests(tmp_path / "one")) == 3
+
+
+def test_a_process_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying(ThreadPoolExecutor):
+        def __init__(self, workers: int, context: object) -> None:
+            super().__init__(workers)
+
+        def submit(self, *arguments: object, **_: object) -> Future[None]:  # type: ignore[override]
+            task: Future[None] = Future()
+            task.set_exception(BrokenProcessPool("killed"))
+            return task
+
+    monkeypatch.setattr(job, "ProcessPoolExecutor", Dying)
+    with pytest.raises(HandloopError, match=r"a process died .* give the same command again, with fewer workers"):
+        produce(replace(order(tmp_path, 8), workers=2))
+    assert produce(order(tmp_path, 8)).rendered == 8
 
 
 def test_orders_that_cannot_be(tmp_path: Path) -> None:

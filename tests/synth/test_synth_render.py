@@ -18,7 +18,7 @@ from handloop.priors.anatomy import anatomical_angles
 from handloop.synth import PictureBatch, PictureOptions, Renderer, Segment, Visibility, render_batch, stream_batches
 from handloop.synth.lights import from_srgb, to_srgb
 from handloop.synth.noise import Noise
-from handloop.synth.picture import Picture
+from handloop.synth.picture import Picture, project
 from handloop.synth.poses import Thickness
 from handloop.synth.skin import FEATURES, Tone
 
@@ -87,6 +87,16 @@ def test_hands_are_in_sight(pictures: list[Picture]) -> None:
     }
     with_objects = np.mean([(p.segments == Segment.OCCLUDER).any() for p in pictures])
     assert 0.1 < with_objects < 0.7
+
+
+def test_cameras(pictures: list[Picture]) -> None:
+    for picture in pictures:
+        K, box = picture.truth.K, project(picture.truth.K, picture.truth.vertices)
+        assert 0.98 * 1.1 * 96 <= K[0, 0] <= 1.02 * 4.5 * 96 and 0.97 < K[0, 0] / K[1, 1] < 1.03
+        assert (np.abs(K[:2, 2] - 47.5) <= 9.6).all()
+        side = (box.max(0) - box.min(0)).max() / 96
+        assert 0.25 < side < 1.3  # 0.45 to 0.9 but for perspective, and less where the hand would come too near.
+        assert (np.abs((box.max(0) + box.min(0)) / 2 - 47.5) < 40).all()
 
 
 def test_hands_differ_from_what_is_behind_them(pictures: list[Picture]) -> None:

@@ -102,6 +102,9 @@ def read_pictures(folder: str | os.PathLike[str]) -> Iterator[StoredPicture]:
 
 
 def _read_part(path: Path) -> Iterator[StoredPicture]:
+    numbers = _NAME.fullmatch(path.name)
+    assert numbers is not None
+    missing = list(range(int(numbers[1]), int(numbers[2]) + 1))
     try:
         with tarfile.open(path, "r:") as archive:
             files: dict[str, bytes] = {}
@@ -109,8 +112,13 @@ def _read_part(path: Path) -> Iterator[StoredPicture]:
                 content = archive.extractfile(member)
                 files[member.name.partition(".")[2]] = b"" if content is None else content.read()
                 if member.name.endswith(".json"):
-                    yield _stored(files)
+                    picture = _stored(files)
+                    missing.remove(picture.index)
+                    yield picture
                     files = {}
+        # A tar file cut off between two members looks whole.
+        if missing:
+            raise ValueError(f"picture {missing[0]} is missing")
     except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: not a whole part of handloop synth; remove it and run again.") from error
 

@@ -128,9 +128,13 @@ def test_members_are_webdatasets(tmp_path: Path, pair: HandPair) -> None:
 def test_damaged_parts_are_named(tmp_path: Path) -> None:
     produce(order(tmp_path, 2))
     path = tmp_path / "pictures-00000000-00000001.tar"
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(FileFormatError, match=r"00000001\.tar: not a whole part of handloop synth; remove it"):
-        list(read_pictures(tmp_path))
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        between = archive.getmember("00000001.jpg").offset
+    for length in (100, between // 2, between, between + 700):
+        path.write_bytes(whole[:length])
+        with pytest.raises(FileFormatError, match=r"00000001\.tar: not a whole part of handloop synth; remove it"):
+            list(read_pictures(tmp_path))
     with pytest.raises(InputError, match=r"holds no pictures-\*\.tar"):
         list(read_pictures(tmp_path / "none"))
 

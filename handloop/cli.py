@@ -235,6 +235,36 @@ class CacheCommand:
 
 
 @dataclass(frozen=True)
+class SynthCommand:
+    """Render pictures of hands with exact labels, to train and test with; docs/synth.md explains the files."""
+
+    out: Path
+    """Folder for the pictures; made if missing. A run that was interrupted goes on in the same folder."""
+    count: int
+    """How many pictures; more than before adds to a folder."""
+    size: int = 224
+    """Width and height, px."""
+    seed: int = 0
+    """With a picture's number it decides everything about the picture."""
+    workers: int = 2
+    """Processes; one per core is best."""
+    mano: str | None = None
+    """MANO file or folder. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+    hand: Literal["both", "right", "left"] | None = None
+    """Sides of the hands. Without it: both, or right for the freihand layout."""
+    backgrounds: Path | None = None
+    """Folder of pictures to cut backgrounds from; without it, plain and cloudy ones."""
+    occluders: float = 0.35
+    """Share of the pictures with objects before the hand."""
+    forearm_in_mask: bool = False
+    """Count the forearm as hand in the mask."""
+    layout: Literal["sharded", "freihand"] = "sharded"
+    """Tar files of 256 pictures each, or FreiHAND's folders and JSON lists."""
+    sheet: bool = False
+    """Also write sheet.png, to look at: 24 pictures and their labels."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -258,6 +288,7 @@ def main(argv: list[str] | None = None) -> int:
             "layout": LayoutCommand,
             "prior": PriorCommand,
             "cache": CacheCommand,
+            "synth": SynthCommand,
             "doctor": DoctorCommand,
             "version": VersionCommand,
         },
@@ -281,6 +312,10 @@ def main(argv: list[str] | None = None) -> int:
             return run_prior(command)
         if isinstance(command, CacheCommand):
             return _run_cache(command.action)
+        if isinstance(command, SynthCommand):
+            from handloop.synth_job import run_synth
+
+            return run_synth(command)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 

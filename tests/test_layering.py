@@ -36,6 +36,7 @@ TOP = {
     "layout_job",
     "limits",
     "prior_job",
+    "synth_job",
     "__init__",
     "__main__",
 }

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,23 +27,22 @@ from rich.progress import (
 from rich.text import Text
 
 from handloop._version import __version__
-from handloop.api import fit, hand_models, pick_device
+from handloop.api import fit, hand_models, pick_device, pick_lifter, prediction_recipe, propose
+from handloop.cli import FitCommand, KeypointCommand, PredictCommand
 from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
+from handloop.core.proposal import Proposal
 from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merge_arrays, save_npz, write_text
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
 
-if TYPE_CHECKING:
-    from handloop.cli import FitCommand
-
 PART = 2048
 """Hands fitted between two writes: a few seconds of work at most is lost by an interruption."""
 
 
-def run_fit(command: FitCommand) -> int:
+def run_fit(command: KeypointCommand) -> int:
     """Do the whole job; returns the exit status."""
     console = Console(stderr=True, highlight=False)
     if not command.inputs:
@@ -83,7 +81,8 @@ def run_fit(command: FitCommand) -> int:
 
         ensure_compiled()
     started = time.monotonic()
-    result = _fit_in_parts(command, recipe, models, keypoints, camera, console)
+    proposal = _proposal(command, models, keypoints, camera)
+    result = _fit_in_parts(command, recipe, models, keypoints, camera, proposal, console)
     seconds = time.monotonic() - started
     path = result.save(out)
     _write_summary(out, result, read, notes, seconds)
@@ -93,7 +92,7 @@ def run_fit(command: FitCommand) -> int:
     return 1 if read.problems or not bool(result.fitted().all()) else 0
 
 
-def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[str]]:
+def choose_camera(command: KeypointCommand, read: ReadResult) -> tuple[Camera, list[str]]:
     """One camera per hand from the command's options, the files, or an assumption; and what to tell the user.
 
     Raises:
@@ -138,8 +137,10 @@ def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[s
     return camera, notes
 
 
-def _recipe(command: FitCommand) -> Recipe:
+def _recipe(command: KeypointCommand) -> Recipe:
     recipe = RECIPES[command.recipe]
+    if isinstance(command, PredictCommand):
+        recipe = prediction_recipe(recipe, command.refine)
     if command.noise is not None:
         recipe = replace(recipe, noise_px=command.noise)
     if command.free_focal is not None:
@@ -147,6 +148,15 @@ def _recipe(command: FitCommand) -> Recipe:
             raise InputError(f"--free-focal is {command.free_focal}, expected a relative deviation of 0.01 to 2.")
         recipe = replace(recipe, focal_sigma=command.free_focal)
     return recipe
+
+
+def _proposal(command: KeypointCommand, models: HandModels, keypoints: Keypoints, camera: Camera) -> Proposal | None:
+    """What the command names to start from."""
+    if isinstance(command, PredictCommand):
+        return propose(pick_lifter(command.weights).for_pair(models.pair), keypoints, camera, models.layout)
+    if isinstance(command, FitCommand) and command.start is not None:
+        return propose(command.start, keypoints, camera, models.layout)
+    return None
 
 
 def _clear_earlier(out: Path) -> None:
@@ -164,10 +174,16 @@ def _clear_earlier(out: Path) -> None:
 
 
 def _fit_in_parts(
-    command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera, console: Console
+    command: KeypointCommand,
+    recipe: Recipe,
+    models: HandModels,
+    keypoints: Keypoints,
+    camera: Camera,
+    proposal: Proposal | None,
+    console: Console,
 ) -> FitResult:
     parts = command.out / "parts"
-    stamp = _fingerprint(command, recipe, models, keypoints, camera)
+    stamp = _fingerprint(command, recipe, models, keypoints, camera, proposal)
     stamp_file = parts / "fingerprint.txt"
     if not (command.resume and stamp_file.is_file() and stamp_file.read_text(encoding="utf-8") == stamp):
         if command.resume and stamp_file.is_file():
@@ -192,6 +208,7 @@ def _fit_in_parts(
                     recipe=recipe,
                     layout=models.layout,
                     hand_length_mm=length,
+                    start=None if proposal is None else proposal.select(rows),
                     device=command.device,
                     dtype=models.right.like.dtype,
                 )
@@ -211,7 +228,14 @@ def _earlier_part(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera) -> str:
+def _fingerprint(
+    command: KeypointCommand,
+    recipe: Recipe,
+    models: HandModels,
+    keypoints: Keypoints,
+    camera: Camera,
+    proposal: Proposal | None,
+) -> str:
     digest = hashlib.sha256()
     settings = {
         **asdict(recipe),
@@ -221,7 +245,8 @@ def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoi
         "offsets": models.layout.offsets.tolist(),
     }
     digest.update(json.dumps({**settings, **models.provenance(), "ids": keypoints.ids}, default=str).encode())
-    for tensor in (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist):
+    start = () if proposal is None else proposal.params.tensors()
+    for tensor in (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist, *start):
         if tensor is not None:
             digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
     return digest.hexdigest()
@@ -246,7 +271,12 @@ def _write_summary(out: Path, result: FitResult, read: ReadResult, notes: list[s
 
 
 def _write_pictures(
-    command: FitCommand, models: HandModels, result: FitResult, read: ReadResult, notes: list[str], console: Console
+    command: KeypointCommand,
+    models: HandModels,
+    result: FitResult,
+    read: ReadResult,
+    notes: list[str],
+    console: Console,
 ) -> None:
     from handloop.view.meshes import write_obj
     from handloop.view.overlay import write_overlays

@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
 }
 ALLOWED = LAYERS | {"loop": set(LAYERS), "api": {*LAYERS, "loop"}, "_version": set()}
 """What each layer or module of the package may import besides itself; `_version` is open to all."""
-TOP = {"cli", "job", "doctor", "limits", "evaluation_job", "layout_job", "__init__", "__main__"}
+TOP = {"cli", "job", "doctor", "limits", "evaluation_job", "layout_job", "train_job", "__init__", "__main__"}
 """The command, the modules behind its verbs, and the package's front: import everything; no layer imports them."""
 BARE = {"fitting", "regressors", "priors"}
 """Links at the repository's top level; as import names they would load a second copy of the code."""

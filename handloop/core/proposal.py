@@ -20,8 +20,9 @@ class Proposal:
     """Pose, shape and place in smplx's convention of each hand's own side, in the frame of `camera`."""
     is_right: Tensor
     """(N,) bool."""
-    camera: Camera
-    """N cameras that the place refers to: a network's assumption, perhaps; a fit carries the place over to its own."""
+    camera: Camera | None
+    """N cameras that the place refers to: a network's assumption, perhaps; a fit carries the place over to its own.
+    None for the cameras of the keypoints."""
     rotations_sd: Tensor
     """(N, 16) rad, standard deviation per axis of each joint's rotation vector from the proposed one, MANO order."""
     betas_sd: Tensor
@@ -40,7 +41,7 @@ class Proposal:
         check_shape("betas_sd", tuple(self.betas_sd.shape), (n, 10))
         check_shape("bearing_sd", tuple(self.bearing_sd.shape), (n,))
         check_shape("log_depth_sd", tuple(self.log_depth_sd.shape), (n,))
-        if len(self.camera) != n:
+        if self.camera is not None and len(self.camera) != n:
             raise InputError(f"the proposal holds {n} hands but {len(self.camera)} cameras.")
         if self.ids is not None and len(self.ids) != n:
             raise InputError(f"the proposal holds {n} hands but {len(self.ids)} ids.")
@@ -50,7 +51,7 @@ class Proposal:
 
     @classmethod
     def without_opinion(
-        cls, params: HandParams, is_right: Tensor, camera: Camera, ids: tuple[str, ...] | None = None
+        cls, params: HandParams, is_right: Tensor, camera: Camera | None, ids: tuple[str, ...] | None = None
     ) -> Proposal:
         """Parameters that come without standard deviations."""
         like = params.betas
@@ -66,7 +67,7 @@ class Proposal:
         return Proposal(
             self.params.select(at),
             self.is_right[at],
-            self.camera.select(at),
+            None if self.camera is None else self.camera.select(at),
             self.rotations_sd[at],
             self.betas_sd[at],
             self.bearing_sd[at],
@@ -98,8 +99,8 @@ class Proposal:
         if wrong:
             given = "right" if bool(chosen.is_right[wrong[0]]) else "left"
             raise InputError(
-                f"the start's hand for {ids[wrong[0]]!r} is a {given} hand and its keypoints are not ({len(wrong)} such "
-                "hands); check is_right and the order of the rows."
+                f"the start's hand for {ids[wrong[0]]!r} is a {given} hand and its keypoints are not "
+                f"({len(wrong)} such hands); check is_right and the order of the rows."
             )
         return chosen
 

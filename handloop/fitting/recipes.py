@@ -35,7 +35,10 @@ class Recipe:
     focal_sigma: float | None = None
     """None: an assumed focal length is kept. A number: it is a free parameter with this relative deviation."""
     seeds: int = 4
-    """Poses to start from; each is tried with both depth flips of the palm."""
+    """Poses to start from; each is tried with both depth flips of the palm. 0 takes a proposal as the only start."""
+    lifter: bool = False
+    """Let the package's keypoint lifter, which knows the embedded hand, propose one more start; with no seeds, the only
+    one."""
     explore_steps: int = 8
     """Steps given to every start."""
     finalists: int = 3
@@ -66,8 +69,8 @@ class Recipe:
                 raise InputError(f"{name} is {value}, expected a positive number.")
         if len(self.joint_noise) != 21 or not all(v > 0 for v in self.joint_noise):
             raise InputError("joint_noise must be 21 positive numbers in OpenPose order.")
-        if not 1 <= self.seeds <= 6:
-            raise InputError(f"seeds is {self.seeds}, expected 1 to 6.")
+        if not 0 <= self.seeds <= 6:
+            raise InputError(f"seeds is {self.seeds}, expected 0 (a proposal alone) to 6.")
         unknown = set(self.fixed) - {"pose", "orient", "betas", "root"}
         if unknown:
             raise InputError(f"fixed names {sorted(unknown)}, expected any of pose, orient, betas, root.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from handloop.losses.keypoints import points_loss, reprojection_loss
 from handloop.losses.parameters import betas_loss, gaussian_nll, log_depth_loss, rotation_error, rotation_loss
 from handloop.regressors.lifter import Lifter
 from handloop.regressors.network import Lifted, LifterNetwork, NetworkSize
-from handloop.synth.keypoints import KeypointSynth, SynthOptions, SyntheticKeypoints
+from handloop.synth.keypoints import KeypointSynth, SyntheticKeypoints, SynthOptions
 
 _CHECKPOINT = "handloop lifter training 1"
 _SAVE_EVERY = 100
@@ -32,6 +32,8 @@ class LossWeights:
 
     points: float = 1.0
     """Per cm of the 21 points relative to the wrist, which is what matters."""
+    fingers: float = 1.0
+    """Per cm of the points in the wrist's own frame, where a wrong view of the whole hand does not count."""
     rotations: float = 1.0
     """Per squared rad."""
     betas: float = 0.05
@@ -58,9 +60,9 @@ class TrainOptions:
     deviations_from: float = 0.3
     """Share of the steps after which the standard deviations are trained."""
     seed: int = 20261121
-    size: NetworkSize = NetworkSize()
-    synth: SynthOptions = SynthOptions()
-    weights: LossWeights = LossWeights()
+    size: NetworkSize = field(default_factory=NetworkSize)
+    synth: SynthOptions = field(default_factory=SynthOptions)
+    weights: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -128,7 +130,7 @@ class LifterTraining:
             self.schedule.step()
         self.mean.update_parameters(self.network)
         self.step += 1
-        return Progress(self.step, self.options.steps, float(loss), 1000 * float(error))
+        return Progress(self.step, self.options.steps, float(loss.detach()), 1000 * float(error))
 
     def _loss(self, out: Lifted, batch: SyntheticKeypoints) -> tuple[Tensor, Tensor]:
         w = self.options.weights
@@ -139,6 +141,7 @@ class LifterTraining:
         box = (exact.amax(1) - exact.amin(1)).amax(1) / 2
         loss = (
             100 * w.points * points_loss(points, batch.points)
+            + 100 * w.fingers * points_loss(points @ out.rotations[:, 0], batch.points @ batch.rotations[:, 0])
             + w.rotations * rotation_loss(out.rotations, batch.rotations)
             + w.betas * betas_loss(out.betas, batch.betas)
             + w.log_depth * log_depth_loss(out.root[:, 2].log(), batch.root[:, 2].log())

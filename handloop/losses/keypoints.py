@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def points_loss(predicted: Tensor, true: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean L1 distance per coordinate of points (B, P, 3), each side relative to its own wrist (point 0), in their unit.
+    """Mean L1 distance per coordinate of points (B, P, 3), each side relative to its own point 0, in their unit.
 
     Args:
         predicted, true: (B, P, 3).
@@ -31,7 +31,9 @@ def reprojection_loss(predicted: Tensor, seen: Tensor, weight: Tensor, scale: Te
         scale: (B,) in the same unit, say half the hand's box.
         cap: distances beyond count as this much and pull no more: a detector's gross errors.
     """
-    error = ((predicted - torch.where(weight[..., None] > 0, seen, torch.zeros_like(seen))) / scale[:, None, None]).abs()
+    error = (
+        (predicted - torch.where(weight[..., None] > 0, seen, torch.zeros_like(seen))) / scale[:, None, None]
+    ).abs()
     return _mean(error.clamp(max=cap).mean(2), weight)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams

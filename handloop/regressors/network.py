@@ -27,9 +27,9 @@ _USUAL_SIZE = 0.06
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Width and depth; the default has 1.8 million weights."""
+    """Width and depth; the default has 1.4 million weights."""
 
-    width: int = 512
+    width: int = 448
     blocks: int = 3
 
 

@@ -35,7 +35,7 @@ class KeypointNoise:
     outlier: float = 0.1
     """Hands with gross outliers."""
     outlier_point: float = 0.08
-    """Share of a such a hand's points that lie anywhere about the box."""
+    """Share of such a hand's points that lie anywhere about the box."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,17 @@ class SynthOptions:
     """Standard deviation of the bearing x/z, y/z."""
     identity: float = 0.3
     """Share of hands whose source means the model's own points."""
-    offset_mm: float = 5.0
-    """Standard deviation of a source's offsets, per axis."""
-    base_offset_mm: float = 12.0
+    offset_mm: float = 7.0
+    """Largest standard deviation of a source's offsets, per axis; each source takes a random share of this and of the
+    following."""
+    base_offset_mm: float = 16.0
     """The same for wrist and thumb base, which sources disagree about most."""
     wrist_shift_mm: float = 35.0
     """Sources put the wrist up to this far along the hand."""
+    mean_betas_sd: float = 2.0
+    """Largest standard deviation of a source's mean betas: they absorb much of what a source means differently."""
     betas_sd: float = 1.0
-    """Of a hand's betas about the source's mean."""
-    mean_betas_sd: float = 0.7
-    """Of the source's mean betas."""
+    """Of a hand's betas about its source's mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ class KeypointSynth:
         size = torch.rand(n, 1, generator=g)
         changed = ~_chance(n, o.identity, g)[:, None]
         offsets = torch.where(changed[..., None], size[..., None] * offsets / 1000, torch.zeros(1))
-        betas = torch.where(changed, o.mean_betas_sd * torch.randn(n, 10, generator=g), torch.zeros(1))
+        betas = torch.where(changed, size * o.mean_betas_sd * torch.randn(n, 10, generator=g), torch.zeros(1))
         return offsets.to(like), betas.to(like)
 
     def draw(self, n: int, g: torch.Generator) -> SyntheticKeypoints:

@@ -39,8 +39,8 @@ def test_more_care_costs_more() -> None:
         ({"length_sigma_mm": 0.0}, "length_sigma_mm is 0.0, expected a positive number."),
         ({"joint_noise": (1.0,) * 20}, "joint_noise must be 21 positive numbers in OpenPose order."),
         ({"joint_noise": (0.0,) + (1.0,) * 20}, "joint_noise must be 21 positive numbers in OpenPose order."),
-        ({"seeds": 0}, "seeds is 0, expected 1 to 6."),
-        ({"seeds": 7}, "seeds is 7, expected 1 to 6."),
+        ({"seeds": -1}, "seeds is -1, expected 0 (a proposal alone) to 6."),
+        ({"seeds": 7}, "seeds is 7, expected 0 (a proposal alone) to 6."),
         ({"fixed": ("pose", "hand")}, "fixed names ['hand'], expected any of pose, orient, betas, root."),
     ],
 )

@@ -250,9 +250,11 @@ def main(argv: list[str] | None = None) -> int:
             from handloop.limits import run_limits
 
             return run_limits(command)
-        from handloop.job import run_fit
+        from handloop.job import run_fit, run_predict
 
-        return run_fit(command)
+        if isinstance(command, PredictCommand):
+            return run_predict(command, command.weights, command.refine)
+        return run_fit(command, command.start)
     except HandloopError as error:
         print(f"handloop: {error}", file=sys.stderr)
         return 2

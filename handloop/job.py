@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from rich.text import Text
 
 from handloop._version import __version__
 from handloop.api import fit, hand_models, pick_device, pick_lifter, prediction_recipe, propose
-from handloop.cli import FitCommand, KeypointCommand, PredictCommand
 from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
@@ -37,19 +37,32 @@ from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merg
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+from handloop.regressors.lifter import Lifter
+
+if TYPE_CHECKING:
+    from handloop.cli import KeypointCommand
 
 PART = 2048
 """Hands fitted between two writes: a few seconds of work at most is lost by an interruption."""
 
 
-def run_fit(command: KeypointCommand) -> int:
-    """Do the whole job; returns the exit status."""
+def run_fit(command: KeypointCommand, start: Path | None) -> int:
+    """Fit, from the hands in the file `start` besides the usual starts if it is given; returns the exit status."""
+    return _run(command, RECIPES[command.recipe], start)
+
+
+def run_predict(command: KeypointCommand, weights: Path | None, refine: bool) -> int:
+    """Lift with a network, and fit from there if asked to; returns the exit status."""
+    return _run(command, prediction_recipe(RECIPES[command.recipe], refine), pick_lifter(weights))
+
+
+def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) -> int:
     console = Console(stderr=True, highlight=False)
     if not command.inputs:
         raise InputError(
             "no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out"
         )
-    recipe = _recipe(command)
+    recipe = _with_options(recipe, command)
     device = pick_device(command.device)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     models = hand_models(command.mano, device, dtype, command.layout)
@@ -81,7 +94,8 @@ def run_fit(command: KeypointCommand) -> int:
 
         ensure_compiled()
     started = time.monotonic()
-    proposal = _proposal(command, models, keypoints, camera)
+    source = start.for_pair(models.pair) if isinstance(start, Lifter) else start
+    proposal = None if source is None else propose(source, keypoints, camera, models.layout)
     result = _fit_in_parts(command, recipe, models, keypoints, camera, proposal, console)
     seconds = time.monotonic() - started
     path = result.save(out)
@@ -137,10 +151,7 @@ def choose_camera(command: KeypointCommand, read: ReadResult) -> tuple[Camera, l
     return camera, notes
 
 
-def _recipe(command: KeypointCommand) -> Recipe:
-    recipe = RECIPES[command.recipe]
-    if isinstance(command, PredictCommand):
-        recipe = prediction_recipe(recipe, command.refine)
+def _with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
     if command.noise is not None:
         recipe = replace(recipe, noise_px=command.noise)
     if command.free_focal is not None:
@@ -148,15 +159,6 @@ def _recipe(command: KeypointCommand) -> Recipe:
             raise InputError(f"--free-focal is {command.free_focal}, expected a relative deviation of 0.01 to 2.")
         recipe = replace(recipe, focal_sigma=command.free_focal)
     return recipe
-
-
-def _proposal(command: KeypointCommand, models: HandModels, keypoints: Keypoints, camera: Camera) -> Proposal | None:
-    """What the command names to start from."""
-    if isinstance(command, PredictCommand):
-        return propose(pick_lifter(command.weights).for_pair(models.pair), keypoints, camera, models.layout)
-    if isinstance(command, FitCommand) and command.start is not None:
-        return propose(command.start, keypoints, camera, models.layout)
-    return None
 
 
 def _clear_earlier(out: Path) -> None:
@@ -334,16 +336,17 @@ def _say_what_was_read(console: Console, read: ReadResult, notes: list[str]) -> 
 
 def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds: float) -> None:
     fitted = int(result.fitted().sum())
+    done = "predicted" if bool((result.status == Status.PREDICTED).any()) else "fitted"
     if fitted:
         box = result.keypoints.box_size()
         relative = (result.rms_px / box.clamp(min=1e-9))[result.fitted()].median()
         console.print(
-            f"{fitted} of {len(result)} hands fitted in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
+            f"{fitted} of {len(result)} hands {done} in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
             f"median reprojection error {float(result.rms_px[result.fitted()].median()):.1f} px "
             f"({100 * float(relative):.1f} % of the hand's box)."
         )
     else:
-        console.print(f"none of {len(result)} hands fitted.")
+        console.print(f"none of {len(result)} hands {done}.")
     doubtful = [text for text, ok in zip(result.doubts, result.fitted().tolist(), strict=True) if ok and text]
     if doubtful:
         counts = Counter(reason for text in doubtful for reason in text.split("; "))

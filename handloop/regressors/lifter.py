@@ -69,7 +69,7 @@ class Lifter:
             path: ends in .safetensors.
             half: round to 16 bits: half the size, and an error far below the network's.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         target = _checked_name(path)
         dtype = torch.float16 if half else torch.float32
@@ -82,7 +82,7 @@ class Lifter:
             "tip_set": self.tip_set,
         }
         temporary = target.with_name(target.name + ".partial")
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
         os.replace(temporary, target)
         target.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 

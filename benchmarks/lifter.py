@@ -86,9 +86,8 @@ def on_real_hands(lifter: Lifter, folder: Path, n: int) -> None:
     truth, camera, layout = fpha(folder, n)
     uv = camera.project(truth)
     start = lifter.for_pair(embedded_hand())
-    print(
-        "| FPHA subject 3 | way | PA mm | > 20 mm % | root-relative mm | rms % of box | s |\n|---|---|---|---|---|---|---|"
-    )
+    print("| FPHA subject 3 | way | PA mm | > 20 mm % | root-relative mm | rms % of box | s |")
+    print("|---|---|---|---|---|---|---|")
     for name, noise_px, outliers in (("exact", 0.0, 0.0), ("2 px", 2.0, 0.0), ("2 px, 5 % outliers", 2.0, 0.05)):
         keypoints = Keypoints.from_arrays(noisy(uv, noise_px, outliers))
         for way, recipe, lifted in WAYS:

@@ -86,7 +86,7 @@ def fit(
     models = hand_models(hand, pick_device(device), dtype, layout)
     chosen = pick_recipe(recipe)
     if start is None and chosen.lifter:
-        start = Lifter.shipped().for_pair(models.pair)
+        start = pick_lifter(None).for_pair(models.pair)
     proposal = None if start is None else propose(start, keypoints, camera, models.layout)
     return fit_keypoints(models, keypoints, camera, chosen, length, proposal=proposal)
 
@@ -141,7 +141,12 @@ def pick_lifter(weights: Lifter | str | os.PathLike[str] | None) -> Lifter:
     """A lifter, from its file, or the package's own."""
     if isinstance(weights, Lifter):
         return weights
-    return Lifter.shipped() if weights is None else Lifter.load(weights)
+    return _shipped_lifter() if weights is None else Lifter.load(weights)
+
+
+@lru_cache(maxsize=1)
+def _shipped_lifter() -> Lifter:
+    return Lifter.shipped()
 
 
 def propose(start: Start, keypoints: Keypoints, camera: Camera, layout: KeypointLayout) -> Proposal:

@@ -37,7 +37,8 @@ def proposal_starts(model: FitModel, proposal: Proposal, camera: Camera, seen: O
     root = params.transl + mirror * model.plain.root_offset(betas.to(model.plain.joints)).double()
     turn = matrices[:, 0]
     if proposal.camera is not None:
-        turn, root = in_other_camera(turn, root, proposal.camera, camera)
+        turned, root = in_other_camera(turn, root, proposal.camera, camera)
+        turn = torch.where(torch.isfinite(turned).all(2, keepdim=True).all(1, keepdim=True), turned, turn)
     rotations = torch.cat([turn[:, None], matrices[:, 1:]], 1) * mirror[:, None, :, None] * mirror[:, None, None, :]
     rotations, betas, root = rotations.to(like), betas.to(like), (root * mirror).to(like)
     posed = torch.isfinite(rotations).flatten(1).all(1)

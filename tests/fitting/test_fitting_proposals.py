@@ -75,9 +75,11 @@ def test_a_hand_of_an_assumed_focal_length_is_carried_over(scene: Scene, model: 
 
 def test_without_a_place_the_keypoints_give_one(scene: Scene, model: FitModel) -> None:
     p = scene.proposal
-    nowhere = replace(p, params=replace(p.params, transl=torch.full_like(p.params.transl, float("nan"))), camera=None)
-    start = proposal_starts(model, nowhere, scene.camera, scene.seen)
-    torch.testing.assert_close(start.root, scene.state.root, rtol=0, atol=1e-6)
+    nowhere = replace(p, params=replace(p.params, transl=torch.full_like(p.params.transl, float("nan"))))
+    for silent in (nowhere, replace(nowhere, camera=None)):
+        start = proposal_starts(model, silent, scene.camera, scene.seen)
+        torch.testing.assert_close(start.root, scene.state.root, rtol=0, atol=1e-6)
+        torch.testing.assert_close(start.rotations, scene.state.rotations, rtol=0, atol=1e-9)
 
 
 def test_silence_is_filled_in(scene: Scene, model: FitModel) -> None:

@@ -19,6 +19,11 @@ from handloop.synth.keypoints import KeypointNoise, SynthOptions
 TINY = TrainOptions(steps=4, batch=16, size=NetworkSize(24, 1))
 
 
+@pytest.fixture(autouse=True)
+def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_lifter, "_CALIBRATION_HANDS", 300)
+
+
 def weights(training: LifterTraining) -> list[torch.Tensor]:
     return list(training.network.state_dict().values())
 

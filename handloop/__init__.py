@@ -15,6 +15,7 @@ from handloop._version import __version__ as __version__
 if TYPE_CHECKING:
     from handloop.api import fit as fit
     from handloop.api import fit_joints as fit_joints
+    from handloop.api import predict as predict
     from handloop.core.camera import Camera as Camera
     from handloop.core.errors import FileFormatError as FileFormatError
     from handloop.core.errors import HandloopError as HandloopError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from handloop.core.keypoints import Keypoints as Keypoints
     from handloop.core.layout import KeypointLayout as KeypointLayout
     from handloop.core.params import HandParams as HandParams
+    from handloop.core.proposal import Proposal as Proposal
     from handloop.core.results import FitResult as FitResult
     from handloop.core.results import Status as Status
     from handloop.core.terms import AutoTerm as AutoTerm
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
     from handloop.hand.load import load_hand as load_hand
     from handloop.hand.model import Hand as Hand
     from handloop.hand.model import HandPair as HandPair
+    from handloop.regressors.lifter import Lifter as Lifter
 
 _HOMES = {
     "fit": "handloop.api",
     "fit_joints": "handloop.api",
+    "predict": "handloop.api",
     "Camera": "handloop.core.camera",
     "FileFormatError": "handloop.core.errors",
     "HandloopError": "handloop.core.errors",
@@ -44,6 +48,7 @@ _HOMES = {
     "ModelError": "handloop.core.errors",
     "Keypoints": "handloop.core.keypoints",
     "HandParams": "handloop.core.params",
+    "Proposal": "handloop.core.proposal",
     "KeypointLayout": "handloop.core.layout",
     "FitResult": "handloop.core.results",
     "Status": "handloop.core.results",
@@ -55,6 +60,7 @@ _HOMES = {
     "load_hand": "handloop.hand.load",
     "Hand": "handloop.hand.model",
     "HandPair": "handloop.hand.model",
+    "Lifter": "handloop.regressors.lifter",
 }
 
 __all__ = [
@@ -70,7 +76,9 @@ __all__ = [
     "InputError",
     "KeypointLayout",
     "Keypoints",
+    "Lifter",
     "ModelError",
+    "Proposal",
     "ReadOptions",
     "Recipe",
     "Status",
@@ -78,6 +86,7 @@ __all__ = [
     "fit",
     "fit_joints",
     "load_hand",
+    "predict",
     "read_keypoints",
 ]
 

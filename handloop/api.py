@@ -15,15 +15,24 @@ from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.layout import KeypointLayout
+from handloop.core.proposal import Proposal
 from handloop.core.results import FitResult
 from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
+from handloop.fitting.solver import SolverOptions
+from handloop.formats.start_file import read_start_arrays
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.mixture import MixturePosePrior, PosePriorModel
 from handloop.priors.prior_file import load_prior
+from handloop.regressors.adapters import proposal_of
+from handloop.regressors.base import KeypointBatch, Regressor
+from handloop.regressors.lifter import Lifter
+
+Start = Proposal | Regressor[KeypointBatch] | str | os.PathLike[str]
+"""What a fit can start from: proposed hands, a network that proposes them, or a file of another network's."""
 
 
 def fit(
@@ -38,6 +47,7 @@ def fit(
     hand_length_mm: float | np.ndarray | Tensor | None = None,
     layout: KeypointLayout | str | os.PathLike[str] | None = None,
     prior: PosePriorModel | str | os.PathLike[str] | None = None,
+    start: Start | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float64,
 ) -> FitResult:
@@ -58,6 +68,8 @@ def fit(
         layout: what the source means by its points, a `KeypointLayout` or its file; None for the model's own points.
         prior: which poses are likely, a `GaussianPosePrior`, a `MixturePosePrior` or the file of one, for both sides;
             None for the Gaussian of the model's own poses.
+        start: hands to start from besides the closed-form starts (instead of them where the recipe has no seeds): a
+            `Proposal`, an npz of another network's hands (HaMeR, WiLoR, MANO's names), or a `Regressor`.
         device: "auto" takes a CUDA device if there is one; else as torch names it.
         dtype: torch.float64, or torch.float32 for speed on a GPU.
 
@@ -68,20 +80,8 @@ def fit(
         InputError: wrong shapes or options.
         ModelError: the hand model cannot be read.
     """
-    if not isinstance(keypoints, Keypoints):
-        keypoints = Keypoints.from_arrays(keypoints, is_right, image_size)
+    keypoints, camera = _inputs(keypoints, K, is_right, image_size)
     n = len(keypoints)
-    if K is None:
-        camera = Camera.assumed(keypoints.image_size, keypoints.box())
-    elif isinstance(K, Camera):
-        camera = K
-    else:
-        camera = Camera.from_matrix(K, n)
-    if n and float(camera.focal.min()) < 10:
-        raise InputError(
-            f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
-            "Multiply its first row by the width and its second by the height of the picture."
-        )
     length = None
     if hand_length_mm is not None:
         length = torch.as_tensor(hand_length_mm, dtype=torch.float64) / 1000
@@ -97,7 +97,85 @@ def fit(
     if joint_noise is not None:
         ratios = joint_noise if isinstance(joint_noise, str) else tuple(float(v) for v in joint_noise)
         chosen = replace(chosen, joint_noise=ratios)
-    return fit_keypoints(models, keypoints, camera, chosen, length)
+    if start is None and chosen.lifter:
+        start = pick_lifter(None).for_pair(models.pair)
+    proposal = None if start is None else propose(start, keypoints, camera, models.layout)
+    return fit_keypoints(models, keypoints, camera, chosen, length, proposal=proposal)
+
+
+def predict(
+    keypoints: Keypoints | np.ndarray | Tensor,
+    K: Camera | np.ndarray | Tensor | Sequence[Sequence[float]] | None = None,
+    *,
+    is_right: np.ndarray | Tensor | bool = True,
+    image_size: np.ndarray | Tensor | Sequence[float] | None = None,
+    hand: HandPair | str | os.PathLike[str] | None = None,
+    weights: Lifter | str | os.PathLike[str] | None = None,
+    refine: bool = False,
+    recipe: Recipe | str = "default",
+    layout: KeypointLayout | str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float64,
+) -> FitResult:
+    """Lift each set of 21 keypoints to a hand with a network, many thousands in a second.
+
+    Args:
+        keypoints, K, is_right, image_size, hand, layout, device, dtype: as in `fit`.
+        weights: a `Lifter` or its file; None for the one that comes with the package, which knows the embedded hand.
+        refine: fit from there, from no other start.
+        recipe: how to fit, and what energies and posterior mean where nothing is fitted.
+
+    Returns:
+        `FitResult` as of `fit`: energies, posterior and reprojection errors at the network's answer, whose status is
+        "predicted".
+
+    Raises:
+        InputError: wrong shapes or options, or the weights belong to another hand model.
+        ModelError: the hand model cannot be read.
+    """
+    pair = hand_models(hand, pick_device(device), dtype, layout).pair
+    start = pick_lifter(weights).for_pair(pair)
+    how = prediction_recipe(pick_recipe(recipe), refine)
+    points, camera = _inputs(keypoints, K, is_right, image_size)
+    return fit(points, camera, hand=pair, recipe=how, layout=layout, start=start, device=device, dtype=dtype)
+
+
+def prediction_recipe(recipe: Recipe, refine: bool) -> Recipe:
+    """A recipe with a network's proposal as its only start, fitted from there or left as it is."""
+    if recipe.baseline is not None:
+        raise InputError(f"the recipe {recipe.name!r} is a published method with starts of its own.")
+    if refine:
+        return replace(recipe, name=f"predict, {recipe.name}", seeds=0)
+    return replace(recipe, name="predict", seeds=0, solver=SolverOptions(max_steps=0))
+
+
+def pick_lifter(weights: Lifter | str | os.PathLike[str] | None) -> Lifter:
+    """A lifter, from its file, or the package's own."""
+    if isinstance(weights, Lifter):
+        return weights
+    return _shipped_lifter() if weights is None else Lifter.load(weights)
+
+
+@lru_cache(maxsize=1)
+def _shipped_lifter() -> Lifter:
+    return Lifter.shipped()
+
+
+def propose(start: Start, keypoints: Keypoints, camera: Camera, layout: KeypointLayout) -> Proposal:
+    """The hands to start from, from wherever they come.
+
+    Raises:
+        InputError: the file's hands do not match the keypoints.
+        FileFormatError: the file cannot be read as hands.
+    """
+    if isinstance(start, Proposal):
+        return start
+    if not isinstance(start, (str, os.PathLike)):
+        return start.propose(KeypointBatch(keypoints, camera, layout))
+    try:
+        return proposal_of(read_start_arrays(start), keypoints.image_size).rows_for(keypoints.ids, keypoints.is_right)
+    except InputError as error:
+        raise type(error)(f"{os.fspath(start)}: {error}") from error
 
 
 def fit_joints(
@@ -154,6 +232,30 @@ def fit_joints(
         keypoints_3d=result.keypoints_3d - shift.to(result.keypoints_3d),
         keypoints_2d_fit=torch.full_like(result.keypoints_2d_fit, float("nan")),
     )
+
+
+def _inputs(
+    keypoints: Keypoints | np.ndarray | Tensor,
+    K: Camera | np.ndarray | Tensor | Sequence[Sequence[float]] | None,
+    is_right: np.ndarray | Tensor | bool,
+    image_size: np.ndarray | Tensor | Sequence[float] | None,
+) -> tuple[Keypoints, Camera]:
+    """Checked keypoints and one camera per hand."""
+    if not isinstance(keypoints, Keypoints):
+        keypoints = Keypoints.from_arrays(keypoints, is_right, image_size)
+    n = len(keypoints)
+    if K is None:
+        camera = Camera.assumed(keypoints.image_size, keypoints.box())
+    elif isinstance(K, Camera):
+        camera = K
+    else:
+        camera = Camera.from_matrix(K, n)
+    if n and float(camera.focal.min()) < 10:
+        raise InputError(
+            f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
+            "Multiply its first row by the width and its second by the height of the picture."
+        )
+    return keypoints, camera
 
 
 def pick_recipe(recipe: Recipe | str) -> Recipe:

@@ -1,4 +1,4 @@
-"""The command line: `handloop fit`, `predict`, `layout`, `prior`, `eval`, `train` and the others below.
+"""The command line: one program, verbs; each verb is a dataclass whose fields are its flags.
 
 Only light imports at the top: `handloop --help` must not wait for torch.
 """
@@ -16,8 +16,8 @@ from handloop._version import __version__
 
 
 @dataclass(frozen=True)
-class FitCommand:
-    """Fit MANO hands to keypoint files and write results.npz, summary.json and report.html."""
+class KeypointCommand:
+    """What `fit` and `predict` share."""
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Keypoint files or folders of them: OpenPose, MediaPipe, mmpose, COCO, npz, CSV; or a picture data set."""
@@ -67,6 +67,25 @@ class FitCommand:
     """auto, cpu or cuda."""
     resume: bool = False
     """Go on with an interrupted run in the same folder."""
+
+
+@dataclass(frozen=True)
+class FitCommand(KeypointCommand):
+    """Fit MANO hands to keypoint files and write results.npz, summary.json and report.html."""
+
+    start: Path | None = None
+    """npz of another network's hands (HaMeR, WiLoR, MANO's names) to start from besides the usual starts; rows are
+    matched by id, else by order."""
+
+
+@dataclass(frozen=True)
+class PredictCommand(KeypointCommand):
+    """Lift keypoint files to MANO hands with a network, without fitting; writes what `fit` writes."""
+
+    weights: Path | None = None
+    """A lifter made by `handloop train lifter`; without it, the package's own, which knows the embedded hand."""
+    refine: bool = False
+    """Fit from the network's answer, from no other start."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +284,32 @@ class SynthCommand:
 
 
 @dataclass(frozen=True)
+class TrainCommand:
+    """Train a network on synthetic hands: the keypoint lifter, for a hand model of your own."""
+
+    what: Annotated[Literal["lifter"], tyro.conf.Positional]
+    """The network: lifter takes 21 keypoints."""
+    out: Path
+    """Weights to write, ending in .safetensors; a description lands beside them."""
+    mano: str | None = None
+    """MANO file or folder to train for. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+    steps: int = 2400
+    """Steps of the training; the default takes under 20 minutes on two CPU cores."""
+    batch: int = 2048
+    """Synthetic hands per step."""
+    width: int = 448
+    """Width of the network's layers."""
+    blocks: int = 3
+    """Its residual blocks, of two layers each."""
+    seed: int = 20261121
+    """Of the weights' start and of the hands: the same seed gives the same weights on the same machine."""
+    half: bool = False
+    """Write 16-bit weights: half the size."""
+    resume: bool = False
+    """Go on with an interrupted training of the same name and settings."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -277,11 +322,18 @@ class VersionCommand:
     """Print the version."""
 
 
+def checkpoint_of(out: Path) -> Path:
+    """Where a training of weights `out` keeps what it needs to go on."""
+    return out.with_name(out.name + ".checkpoint")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 all fitted, 1 something failed, 2 wrong usage)."""
     command = tyro.extras.subcommand_cli_from_dict(
         {
             "fit": FitCommand,
+            "predict": PredictCommand,
+            "train": TrainCommand,
             "limits": LimitsCommand,
             "eval": EvalCommand,
             "export": ExportCommand,
@@ -316,6 +368,10 @@ def main(argv: list[str] | None = None) -> int:
             from handloop.synth_job import run_synth
 
             return run_synth(command)
+        if isinstance(command, TrainCommand):
+            from handloop.train_job import run_train
+
+            return run_train(command)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 
@@ -332,9 +388,11 @@ def main(argv: list[str] | None = None) -> int:
             from handloop.limits import run_limits
 
             return run_limits(command)
-        from handloop.job import run_fit
+        from handloop.job import run_fit, run_predict
 
-        return run_fit(command)
+        if isinstance(command, PredictCommand):
+            return run_predict(command, command.weights, command.refine)
+        return run_fit(command, command.start)
     except HandloopError as error:
         print(f"handloop: {error}", file=sys.stderr)
         return 2
@@ -342,9 +400,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"handloop: {error.filename or 'a file'} cannot be used ({error.strerror or error}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = isinstance(command, FitCommand) and (command.out / "parts").is_dir()
+        kept = isinstance(command, KeypointCommand) and (command.out / "parts").is_dir()
+        kept |= isinstance(command, TrainCommand) and checkpoint_of(command.out).is_file()
         print(
-            f"handloop: interrupted{'; what was fitted is kept, go on with --resume' if kept else ''}.", file=sys.stderr
+            f"handloop: interrupted{'; what was done is kept, go on with --resume' if kept else ''}.", file=sys.stderr
         )
         return 130
 

@@ -28,32 +28,43 @@ from rich.progress import (
 from rich.text import Text
 
 from handloop._version import __version__
-from handloop.api import fit, hand_models, pick_device
+from handloop.api import fit, hand_models, pick_device, pick_lifter, prediction_recipe, propose
 from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
+from handloop.core.proposal import Proposal
 from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merge_arrays, save_npz, write_text
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
 from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior
+from handloop.regressors.lifter import Lifter
 
 if TYPE_CHECKING:
-    from handloop.cli import FitCommand
+    from handloop.cli import KeypointCommand
 
 PART = 2048
 """Hands fitted between two writes: a few seconds of work at most is lost by an interruption."""
 
 
-def run_fit(command: FitCommand) -> int:
-    """Do the whole job; returns the exit status."""
+def run_fit(command: KeypointCommand, start: Path | None) -> int:
+    """Fit, from the hands in the file `start` besides the usual starts if it is given; returns the exit status."""
+    return _run(command, RECIPES[command.recipe], start)
+
+
+def run_predict(command: KeypointCommand, weights: Path | None, refine: bool) -> int:
+    """Lift with a network, and fit from there if asked to; returns the exit status."""
+    return _run(command, prediction_recipe(RECIPES[command.recipe], refine), pick_lifter(weights))
+
+
+def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) -> int:
     console = Console(stderr=True, highlight=False)
     if not command.inputs:
         raise InputError(
             "no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out"
         )
-    recipe = _recipe(command)
+    recipe = _with_options(recipe, command)
     device = pick_device(command.device)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     prior = None if command.prior is None else load_prior(command.prior)
@@ -86,7 +97,9 @@ def run_fit(command: FitCommand) -> int:
 
         ensure_compiled()
     started = time.monotonic()
-    result = _fit_in_parts(command, recipe, models, prior, keypoints, camera, console)
+    source = start.for_pair(models.pair) if isinstance(start, Lifter) else start
+    proposal = None if source is None else propose(source, keypoints, camera, models.layout)
+    result = _fit_in_parts(command, recipe, models, prior, keypoints, camera, proposal, console)
     seconds = time.monotonic() - started
     path = result.save(out)
     _write_summary(out, result, read, notes, seconds)
@@ -96,7 +109,7 @@ def run_fit(command: FitCommand) -> int:
     return 1 if read.problems or not bool(result.fitted().all()) else 0
 
 
-def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[str]]:
+def choose_camera(command: KeypointCommand, read: ReadResult) -> tuple[Camera, list[str]]:
     """One camera per hand from the command's options, the files, or an assumption; and what to tell the user.
 
     Raises:
@@ -141,8 +154,7 @@ def choose_camera(command: FitCommand, read: ReadResult) -> tuple[Camera, list[s
     return camera, notes
 
 
-def _recipe(command: FitCommand) -> Recipe:
-    recipe = RECIPES[command.recipe]
+def _with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
     if command.noise is not None:
         recipe = replace(recipe, noise_px=command.noise)
     if command.joint_noise is not None:
@@ -169,16 +181,17 @@ def _clear_earlier(out: Path) -> None:
 
 
 def _fit_in_parts(
-    command: FitCommand,
+    command: KeypointCommand,
     recipe: Recipe,
     models: HandModels,
     prior: PosePriorModel | None,
     keypoints: Keypoints,
     camera: Camera,
+    proposal: Proposal | None,
     console: Console,
 ) -> FitResult:
     parts = command.out / "parts"
-    stamp = _fingerprint(command, recipe, models, keypoints, camera)
+    stamp = _fingerprint(command, recipe, models, keypoints, camera, proposal)
     stamp_file = parts / "fingerprint.txt"
     if not (command.resume and stamp_file.is_file() and stamp_file.read_text(encoding="utf-8") == stamp):
         if command.resume and stamp_file.is_file():
@@ -204,6 +217,7 @@ def _fit_in_parts(
                     layout=models.layout,
                     prior=prior,
                     hand_length_mm=length,
+                    start=None if proposal is None else proposal.select(rows),
                     device=command.device,
                     dtype=models.right.like.dtype,
                 )
@@ -223,7 +237,14 @@ def _earlier_part(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoints: Keypoints, camera: Camera) -> str:
+def _fingerprint(
+    command: KeypointCommand,
+    recipe: Recipe,
+    models: HandModels,
+    keypoints: Keypoints,
+    camera: Camera,
+    proposal: Proposal | None,
+) -> str:
     digest = hashlib.sha256()
     settings = {
         **asdict(recipe),
@@ -234,7 +255,8 @@ def _fingerprint(command: FitCommand, recipe: Recipe, models: HandModels, keypoi
     }
     digest.update(json.dumps({**settings, **models.provenance(), "ids": keypoints.ids}, default=str).encode())
     prior = models.right.pose_prior
-    tensors = (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist)
+    start = () if proposal is None else proposal.params.tensors()
+    tensors = (keypoints.xy, keypoints.conf, keypoints.is_right, camera.focal, camera.princpt, camera.dist, *start)
     for tensor in (*tensors, prior.means, prior.precision_factors, prior.offsets):
         if tensor is not None:
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
@@ -260,7 +282,12 @@ def _write_summary(out: Path, result: FitResult, read: ReadResult, notes: list[s
 
 
 def _write_pictures(
-    command: FitCommand, models: HandModels, result: FitResult, read: ReadResult, notes: list[str], console: Console
+    command: KeypointCommand,
+    models: HandModels,
+    result: FitResult,
+    read: ReadResult,
+    notes: list[str],
+    console: Console,
 ) -> None:
     from handloop.view.meshes import write_obj
     from handloop.view.overlay import write_overlays
@@ -318,16 +345,17 @@ def _say_what_was_read(console: Console, read: ReadResult, notes: list[str]) -> 
 
 def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds: float) -> None:
     fitted = int(result.fitted().sum())
+    done = "predicted" if bool((result.status == Status.PREDICTED).any()) else "fitted"
     if fitted:
         box = result.keypoints.box_size()
         relative = (result.rms_px / box.clamp(min=1e-9))[result.fitted()].median()
         console.print(
-            f"{fitted} of {len(result)} hands fitted in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
+            f"{fitted} of {len(result)} hands {done} in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
             f"median reprojection error {float(result.rms_px[result.fitted()].median()):.1f} px "
             f"({100 * float(relative):.1f} % of the hand's box)."
         )
     else:
-        console.print(f"none of {len(result)} hands fitted.")
+        console.print(f"none of {len(result)} hands {done}.")
     doubtful = [text for text, ok in zip(result.doubts, result.fitted().tolist(), strict=True) if ok and text]
     if doubtful:
         counts = Counter(reason for text in doubtful for reason in text.split("; "))

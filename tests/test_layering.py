@@ -37,6 +37,7 @@ TOP = {
     "limits",
     "prior_job",
     "synth_job",
+    "train_job",
     "__init__",
     "__main__",
 }

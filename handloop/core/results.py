@@ -28,6 +28,7 @@ class Status(IntEnum):
     MAX_STEPS = 1
     TOO_FEW_POINTS = 2
     FAILED = 3
+    PREDICTED = 4
 
 
 STATUS_HELP: dict[Status, str] = {
@@ -35,8 +36,14 @@ STATUS_HELP: dict[Status, str] = {
     Status.MAX_STEPS: "stopped at the step limit while still improving; usable, or fit again with more steps.",
     Status.TOO_FEW_POINTS: "too few visible points for a fit or all in one spot; parameters are NaN. Give more points.",
     Status.FAILED: "no finite solution was found; the parameters are NaN. Look at the input points and the camera.",
+    Status.PREDICTED: "a network's answer, not fitted: usable, and better after a fit (handloop predict --refine).",
 }
 """What each status means and what to do."""
+
+
+def usable_status(status: Tensor) -> Tensor:
+    """(N,) bool, whether hands of these statuses have parameters worth using."""
+    return (status == Status.CONVERGED) | (status == Status.MAX_STEPS) | (status == Status.PREDICTED)
 
 
 class MeshModel(Protocol):
@@ -229,7 +236,7 @@ class FitResult:
 
     def fitted(self) -> Tensor:
         """(N,) bool, hands with usable parameters."""
-        return (self.status == Status.CONVERGED) | (self.status == Status.MAX_STEPS)
+        return usable_status(self.status)
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.joints import CANONICAL_FROM_MANO, TIP_SETS
 from handloop.core.params import HandParams
-from handloop.core.results import FitResult, Status, load_npz
+from handloop.core.results import FitResult, load_npz, usable_status
 from handloop.hand.mesh import regressed_joints, skin
 from handloop.hand.model import HandPair
 
@@ -74,7 +74,7 @@ class Prediction:
         points = _tensor(arrays, "keypoints_3d", (n, 21, 3))
         if "status" in arrays:
             status = _tensor(arrays, "status", (n,))
-            fitted = (status == Status.CONVERGED) | (status == Status.MAX_STEPS)
+            fitted = usable_status(status)
             points = torch.where(fitted[:, None, None], points, torch.full_like(points, math.nan))
         ids = None if "id" not in arrays else tuple(map(str, arrays["id"].tolist()))
         if ids is not None and (len(ids) != n or len(set(ids)) != n):

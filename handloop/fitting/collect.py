@@ -11,7 +11,7 @@ from handloop._version import __version__
 from handloop.core.camera import Camera
 from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
-from handloop.core.results import FitResult, Status
+from handloop.core.results import FitResult, Status, usable_status
 from handloop.core.terms import HandState
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
@@ -139,7 +139,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
     against = reasons_against(out.terms, pose_limit, params.betas, recipe, relative, out.gap, out.apart)
-    usable = (out.status == Status.CONVERGED) | (out.status == Status.MAX_STEPS)
+    usable = usable_status(out.status)
     return FitResult(
         params=params,
         joints=joints,

@@ -10,6 +10,7 @@ from torch import Tensor
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.keypoints import Keypoints
+from handloop.core.proposal import Proposal
 from handloop.core.results import FitResult, Status
 from handloop.core.terms import HandState
 from handloop.fitting.baselines import BASELINE_SEEDS, fit_baseline
@@ -17,6 +18,7 @@ from handloop.fitting.collect import Best, Output, result_of
 from handloop.fitting.engines import Engine, choose_engine, uses_fused_engine
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel, HandModels
+from handloop.fitting.proposals import proposal_starts, with_one_more
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Solution, SolverOptions
 from handloop.fitting.starts import closed_form_starts, point_starts
@@ -111,6 +113,7 @@ def fit_keypoints(
     recipe: Recipe,
     hand_length: Tensor | None = None,
     points_3d: Tensor | None = None,
+    proposal: Proposal | None = None,
 ) -> FitResult:
     """Fit every hand; hands that cannot be fitted come back with NaN and a status, in their place.
 
@@ -121,9 +124,10 @@ def fit_keypoints(
         recipe: how.
         hand_length: (N,) m, NaN where unknown.
         points_3d: (N, 21, 4) x, y, z in m, camera frame, and weight 0..1, where 3D points are known.
+        proposal: N hands, one more start each; the only one where the recipe has no seeds.
 
     Raises:
-        InputError: the numbers of hands, cameras or lengths differ.
+        InputError: the numbers of hands, cameras, lengths or proposals differ.
     """
     n = len(keypoints)
     if len(camera) != n:
@@ -140,7 +144,11 @@ def fit_keypoints(
     if len(set(extra)) != len(extra):
         raise InputError(f"two extra terms share a name: {extra}.")
     if recipe.baseline is not None:
-        _check_baseline(recipe, hand_length, points_3d)
+        _check_baseline(recipe, hand_length, points_3d, proposal)
+    if recipe.seeds == 0 and proposal is None:
+        raise InputError(f"the recipe {recipe.name!r} has no seeds and no proposal was given: there is no start.")
+    if proposal is not None:
+        proposal = proposal.rows_for(keypoints.ids, keypoints.is_right)
     for model, rows in models.split(keypoints.is_right):
         rows = rows[usable[rows]]
         chunk = _chunk(model, recipe)
@@ -149,16 +157,21 @@ def fit_keypoints(
             length = None if hand_length is None else hand_length[at]
             given = None if points_3d is None else points_3d[at]
             seen = Observations.of(keypoints.select(at), camera.select(at), recipe, length, model.like, given)
-            _fit_chunk(model, seen, recipe, at, out)
+            starts = None if proposal is None else proposal_starts(model, proposal.select(at), camera.select(at), seen)
+            _fit_chunk(model, seen, recipe, at, out, starts)
     if not out.terms:
         # Not one hand could be fitted; the result still names every term, as the other parts of a run do.
         none = torch.zeros(0, dtype=torch.int64)
         seen = Observations.of(keypoints.select(none), camera.select(none), recipe, None, like)
-        _fit_chunk(models.right, seen, recipe, none, out)
+        _fit_chunk(models.right, seen, replace(recipe, seeds=max(recipe.seeds, 1)), none, out, None)
+    if recipe.solver.max_steps == 0:
+        out.status[out.status == int(Status.MAX_STEPS)] = int(Status.PREDICTED)
     return result_of(models, keypoints, camera, recipe, out)
 
 
-def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tensor | None) -> None:
+def _check_baseline(
+    recipe: Recipe, hand_length: Tensor | None, points_3d: Tensor | None, proposal: Proposal | None
+) -> None:
     """Refuse what the published methods have no place for, rather than leave it aside in silence."""
     given = {
         "3D points": points_3d is not None,
@@ -166,6 +179,7 @@ def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tenso
         "a free focal length": recipe.focal_sigma is not None,
         "fixed parameters": bool(recipe.fixed),
         "extra terms": bool(recipe.extra_terms),
+        "another start": proposal is not None,
     }
     asked = [*(name for name, there in given.items() if there), *recipe.optional_terms()]
     if asked:
@@ -175,7 +189,9 @@ def _check_baseline(recipe: Recipe, hand_length: Tensor | None, points_3d: Tenso
         )
 
 
-def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output) -> None:
+def _fit_chunk(
+    model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, out: Output, proposed: HandState | None
+) -> None:
     engine = choose_engine(model, seen, recipe, [t.select(at) for t in recipe.extra_terms])
     if recipe.baseline is not None:
         starts = closed_form_starts(model.kinematics, model.seeds[:BASELINE_SEEDS], seen.views())
@@ -188,11 +204,18 @@ def _fit_chunk(model: FitModel, seen: Observations, recipe: Recipe, at: Tensor, 
         best = Best(found, none, torch.zeros_like(energy), no_others, no_others[..., 0, 0])
         out.put(at, best, ends, model, seen)
         return
+    if proposed is not None and recipe.seeds == 0:
+        best = fit_from(engine, model.kinematics, proposed, 1, recipe)
+        out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model, seen)
+        return
     seeds = model.seeds[: recipe.seeds]
     starts = engine.starts(model.kinematics, seeds, seen.views())
     in_3d = (seen.inverse_sigma_3d > 0).sum(1) >= MIN_POINTS
     if bool(in_3d.any()):
         placed = point_starts(model.kinematics, seeds, seen.xyz, seen.inverse_sigma_3d)
         starts = placed.where(in_3d.repeat_interleave(2 * len(seeds)), starts)
-    best = fit_from(engine, model.kinematics, starts, 2 * len(seeds), recipe)
+    per_hand = 2 * len(seeds)
+    if proposed is not None:
+        starts, per_hand = with_one_more(starts, per_hand, proposed), per_hand + 1
+    best = fit_from(engine, model.kinematics, starts, per_hand, recipe)
     out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model, seen)

@@ -46,7 +46,10 @@ class Recipe:
     focal_sigma: float | None = None
     """None: an assumed focal length is kept. A number: it is a free parameter with this relative deviation."""
     seeds: int = 4
-    """Poses to start from; each is tried with both depth flips of the palm."""
+    """Poses to start from; each is tried with both depth flips of the palm. 0 takes a proposal as the only start."""
+    lifter: bool = False
+    """Let the package's keypoint lifter, which knows the embedded hand, propose one more start; with no seeds, the only
+    one."""
     explore_steps: int = 8
     """Steps given to every start."""
     finalists: int = 3
@@ -90,8 +93,8 @@ class Recipe:
             raise InputError("joint_noise must be 21 positive numbers in OpenPose order.")
         if self.kernel not in KERNELS:
             raise InputError(f"the kernel {self.kernel!r} is unknown, expected one of {', '.join(KERNELS)}.")
-        if not 1 <= self.seeds <= 6:
-            raise InputError(f"seeds is {self.seeds}, expected 1 to 6.")
+        if not 0 <= self.seeds <= 6:
+            raise InputError(f"seeds is {self.seeds}, expected 0 (a proposal alone) to 6.")
         unknown = set(self.fixed) - {"pose", "orient", "betas", "root"}
         if unknown:
             raise InputError(f"fixed names {sorted(unknown)}, expected any of pose, orient, betas, root.")

@@ -112,6 +112,7 @@ def solve(
     rows = _pair(torch.arange(n, device=device))
     state, local = start.select(rows), [t.select(rows) for t in terms]
     current = normal_equations(model, local, state, free).by_pose()
+    energy[rows] = current.energy.nan_to_num(float("inf"), float("inf"))
     damping = torch.full_like(current.energy, options.damping)
     growth = torch.full_like(current.energy, 2.0)
     # A hand that is done stays put from then on, whether or not it has been dropped from the working set yet.

@@ -1,1 +1,1 @@
-"""The loop that fits its own predictions: the memory of the best fits, and what trains on it."""
+"""Training: networks on synthetic hands, the memory of the best fits, and the loop in which both improve each other."""

@@ -17,6 +17,7 @@ STATUS_WORD = {
     Status.MAX_STEPS: "step limit",
     Status.TOO_FEW_POINTS: "too few points",
     Status.FAILED: "failed",
+    Status.PREDICTED: "predicted",
 }
 
 STATUS_TONE = {
@@ -24,6 +25,7 @@ STATUS_TONE = {
     Status.MAX_STEPS: "warn",
     Status.TOO_FEW_POINTS: "bad",
     Status.FAILED: "bad",
+    Status.PREDICTED: "good",
 }
 
 HELP = {

@@ -79,7 +79,7 @@ def _result(dist: bool = False) -> FitResult:
 
 def test_every_status_has_help() -> None:
     assert set(STATUS_HELP) == set(Status)
-    assert [s.value for s in Status] == [0, 1, 2, 3]  # Stored in files: never renumber.
+    assert [s.value for s in Status] == [0, 1, 2, 3, 4]  # Stored in files: never renumber.
 
 
 def test_vertices_ask_the_model_with_each_hands_side() -> None:
@@ -193,7 +193,7 @@ def test_summary_against_numpy(tmp_path: Path) -> None:
         "hands": 5,
         "fitted": 3,
         "left": 3,
-        "status": {"converged": 2, "max_steps": 1, "too_few_points": 1, "failed": 1},
+        "status": {"converged": 2, "max_steps": 1, "too_few_points": 1, "failed": 1, "predicted": 0},
         "rms_px_median": 2.0,
         "camera_known": 3,
         "version": "0",

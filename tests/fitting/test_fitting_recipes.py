@@ -44,8 +44,8 @@ def test_more_care_costs_more() -> None:
         ({"kernel": "tukey"}, "the kernel 'tukey' is unknown, expected one of geman_mcclure, huber, cauchy."),
         ({"coupling_sigma_deg": 0.0}, "coupling_sigma_deg is 0.0, expected a positive number."),
         ({"hyperextension": -1.0}, "hyperextension is -1.0, expected a positive number."),
-        ({"seeds": 0}, "seeds is 0, expected 1 to 6."),
-        ({"seeds": 7}, "seeds is 7, expected 1 to 6."),
+        ({"seeds": -1}, "seeds is -1, expected 0 (a proposal alone) to 6."),
+        ({"seeds": 7}, "seeds is 7, expected 0 (a proposal alone) to 6."),
         ({"fixed": ("pose", "hand")}, "fixed names ['hand'], expected any of pose, orient, betas, root."),
     ],
 )

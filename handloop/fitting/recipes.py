@@ -19,12 +19,12 @@ class Recipe:
 
     name: str = "default"
     """Written into every result."""
-    noise_px: float = 3.0
+    noise_px: float = 2.25
     """Standard deviation of a keypoint, px at a hand box of 224 px; scaled with each hand's box. Covers the detector's
     error and the model's (benchmarks/accuracy.py)."""
     noise_mm: float = 3.0
     """Standard deviation of a 3D point where some are given, mm."""
-    robust: float = 6.0
+    robust: float = 8.0
     """Scale of the robust kernel, sigmas: 18 px at a 224-px box."""
     kernel: Literal["geman_mcclure", "huber", "cauchy"] = "geman_mcclure"
     """What a far point costs: no more than a bound (geman_mcclure), its logarithm (cauchy), its distance (huber)."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.lifter [--weights W] [--hands 500]
 
-Real hands are used where HANDLOOP_REAL_DATA (default ../shared/data) holds keypoints_3d/fpha.npz: FPHA subject 3, exact
-projections of 3D truth, with the layout learned from subjects 1 and 2 (as in benchmarks/accuracy.py).
+Real hands are used where HANDLOOP_REAL_DATA (default ../shared/data) holds keypoints_3d/fpha.npz and ge2019.npz: as in
+benchmarks/accuracy.py, projections of 3D truth, on FPHA of subject 3 with the layout learned from subjects 1 and 2.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import SEED
+from benchmarks.accuracy import SEED, Case, ge2019, synthetic
 from handloop.api import fit, pick_lifter, prediction_recipe
 from handloop.core.camera import Camera
 from handloop.core.keypoints import Keypoints
@@ -48,8 +49,8 @@ WAYS: tuple[tuple[str, Recipe, bool], ...] = (
 )
 
 
-def fpha(folder: Path, n: int) -> tuple[Tensor, Camera, KeypointLayout]:
-    """(n, 21, 3) m of subject 3, their cameras, and the layout of subjects 1 and 2."""
+def fpha(folder: Path, n: int) -> Iterator[Case]:
+    """FPHA subject 3 with the layout of subjects 1 and 2."""
     data = np.load(folder / "fpha.npz")
     rng = np.random.default_rng(SEED)
 
@@ -57,9 +58,13 @@ def fpha(folder: Path, n: int) -> tuple[Tensor, Camera, KeypointLayout]:
         rows = rng.choice(np.flatnonzero(np.isin(data["subject"], people)), count, replace=False)
         return torch.tensor(data["joints_cam_mm_x100"][rows] / 1e5)
 
-    taught, measured = sample((1, 2), 1000), sample((3,), n)
+    taught, truth = sample((1, 2), 1000), sample((3,), n)
     layout = learn_from_joints(embedded_hand().right, taught, torch.ones(1000, dtype=torch.bool), "fpha").layout
-    return measured, Camera.from_matrix(data["K"]).select(torch.zeros(n, dtype=torch.int64)), layout
+    camera = Camera.from_matrix(data["K"]).select(torch.zeros(n, dtype=torch.int64))
+    uv = camera.project(truth)
+    for name, noise_px, outliers in (("exact", 0.0, 0.0), ("2 px", 2.0, 0.0), ("2 px, 5 % outliers", 2.0, 0.05)):
+        keypoints = Keypoints.from_arrays(noisy(uv, noise_px, outliers))
+        yield Case(f"FPHA subject 3, {name}", truth, keypoints, camera, layout)
 
 
 def noisy(uv: Tensor, noise_px: float, outliers: float) -> Tensor:
@@ -81,23 +86,21 @@ def measure(result: FitResult, truth: Tensor) -> str:
     return f"{float(error.mean()):.2f} | {over:.1f} | {float(root.mean()):.1f} | {float(relative):.2f}"
 
 
-def on_real_hands(lifter: Lifter, folder: Path, n: int) -> None:
-    """The table for FPHA."""
-    truth, camera, layout = fpha(folder, n)
-    uv = camera.project(truth)
+def as_a_start(lifter: Lifter, cases: Iterable[Case]) -> None:
+    """The table: the lifter alone, fits from it, and fits without it."""
     start = lifter.for_pair(embedded_hand())
-    print("| FPHA subject 3 | way | PA mm | > 20 mm % | root-relative mm | rms % of box | s |")
+    print("| hands | way | PA mm | > 20 mm % | root-relative mm | rms % of box | s |")
     print("|---|---|---|---|---|---|---|")
-    for name, noise_px, outliers in (("exact", 0.0, 0.0), ("2 px", 2.0, 0.0), ("2 px, 5 % outliers", 2.0, 0.05)):
-        keypoints = Keypoints.from_arrays(noisy(uv, noise_px, outliers))
+    for case in cases:
         for way, recipe, lifted in WAYS:
             plain = replace(recipe, posterior=False)
             seconds = []
             for _ in range(3):
                 begun = time.perf_counter()
-                result = fit(keypoints, camera, recipe=plain, layout=layout, start=start if lifted else None)
+                network = start if lifted else None
+                result = fit(case.keypoints, case.camera, recipe=plain, layout=case.layout, start=network)
                 seconds.append(time.perf_counter() - begun)
-            print(f"| {name} | {way} | {measure(result, truth)} | {min(seconds):.3f} |", flush=True)
+            print(f"| {case.name} | {way} | {measure(result, case.points)} | {min(seconds):.3f} |", flush=True)
 
 
 def on_synthetic_hands(lifter: Lifter) -> None:
@@ -151,8 +154,10 @@ def main() -> None:
     folder = Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data")) / "keypoints_3d"
     speed(lifter)
     on_synthetic_hands(lifter)
+    as_a_start(lifter, (case for case in synthetic(options.hands) if " 2 px" in case.name))
     if (folder / "fpha.npz").is_file():
-        on_real_hands(lifter, folder, options.hands)
+        as_a_start(lifter, fpha(folder, options.hands))
+        as_a_start(lifter, ge2019(folder))
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def predict(
     weights: Lifter | str | os.PathLike[str] | None = None,
     refine: bool = False,
     recipe: Recipe | str = "default",
+    hand_length_mm: float | np.ndarray | Tensor | None = None,
     layout: KeypointLayout | str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: torch.dtype = torch.float64,
@@ -120,7 +121,7 @@ def predict(
     """Lift each set of 21 keypoints to a hand with a network, many thousands in a second.
 
     Args:
-        keypoints, K, is_right, image_size, hand, layout, device, dtype: as in `fit`.
+        keypoints, K, is_right, image_size, hand, hand_length_mm, layout, device, dtype: as in `fit`.
         weights: a `Lifter` or its file; None for the one that comes with the package, which knows the embedded hand.
         refine: fit from there, from no other start.
         recipe: how to fit, and what energies and posterior mean where nothing is fitted.
@@ -137,7 +138,17 @@ def predict(
     start = pick_lifter(weights).for_pair(pair)
     how = prediction_recipe(pick_recipe(recipe), refine)
     points, camera = _inputs(keypoints, K, is_right, image_size)
-    return fit(points, camera, hand=pair, recipe=how, layout=layout, start=start, device=device, dtype=dtype)
+    return fit(
+        points,
+        camera,
+        hand=pair,
+        recipe=how,
+        hand_length_mm=hand_length_mm,
+        layout=layout,
+        start=start,
+        device=device,
+        dtype=dtype,
+    )
 
 
 def prediction_recipe(recipe: Recipe, refine: bool) -> Recipe:

@@ -49,7 +49,7 @@ class Kinematics:
     """(5, 16) skinning weights of the tips."""
     offsets: Tensor | None = None
     """(21, 3) m, what a source's points add to the model's, in the frame of `STARTING_JOINT`, for the mean hand (see
-    `core.layout.KeypointLayout`); None for nothing."""
+    `core.layout.KeypointLayout`), or (B, 21, 3) for hands of many sources; None for nothing."""
 
     @classmethod
     def from_hand(
@@ -71,7 +71,7 @@ class Kinematics:
         )
 
     def with_offsets(self, offsets: Tensor | None) -> Kinematics:
-        """The same model seen by a source whose points lie off the model's by `offsets` (21, 3)."""
+        """The same model seen by a source whose points lie off the model's by `offsets` (21, 3) or (B, 21, 3)."""
         return replace(self, offsets=None if offsets is None else offsets.to(self.joints))
 
     def scale_dirs(self) -> Tensor:

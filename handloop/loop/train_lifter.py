@@ -28,7 +28,7 @@ _CALIBRATION_HANDS = 8192
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What an error costs. Chosen on FPHA subjects 1 and 2 (benchmarks/lifter.py)."""
+    """What an error costs. Set by hand so that the first four weigh about the same in the end; not searched for."""
 
     points: float = 1.0
     """Per cm of the 21 points relative to the wrist, which is what matters."""

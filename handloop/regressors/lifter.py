@@ -15,6 +15,7 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams
 from handloop.core.proposal import Proposal
+from handloop.core.results import write_text
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import Hand, HandPair
 from handloop.regressors.base import KeypointBatch
@@ -84,7 +85,7 @@ class Lifter:
         temporary = target.with_name(target.name + ".partial")
         temporary.write_bytes(save(tensors))
         os.replace(temporary, target)
-        target.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        write_text(target.with_suffix(".json"), json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Lifter:

@@ -14,7 +14,7 @@ from handloop.core.errors import InputError, ScoreError
 from handloop.loop.cached_fits import CachedFits, Origin
 from handloop.loop.rows import Held
 
-SCORE_TEXTS = ("noise_px_at_224", "layout")
+SCORE_TEXTS = ("noise_px_at_224", "layout", "pose_prior")
 """Texts of a result that say what its energy is measured with: the same for all fits of one score version."""
 CACHE_TEXTS = (
     *("hand_model", "hand_model_left", "hand_model_digest", "tip_set", "left_shapedirs"),

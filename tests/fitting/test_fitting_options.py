@@ -42,7 +42,7 @@ def wild(seen: Any) -> Keypoints:
 def distances(result: FitResult, ratios: tuple[float, ...] = (1.0,) * 21) -> np.ndarray:
     """(B, 21) squared distances in sigmas, from what a result shows."""
     keypoints = result.keypoints
-    sigma = 2.0 * keypoints.box_size().numpy()[:, None] / 224 * np.array(ratios)
+    sigma = Recipe().noise_px * keypoints.box_size().numpy()[:, None] / 224 * np.array(ratios)
     away = (result.keypoints_2d_fit - keypoints.xy).norm(dim=-1).numpy()
     distance: np.ndarray = np.square(away * keypoints.conf.numpy() / sigma)
     return distance
@@ -87,7 +87,8 @@ def test_both_engines_do_the_standard_kernel(wild: Keypoints, seen: Any, model: 
         Recipe(coupling_sigma_deg=10.0),
         Recipe(hyperextension=1.0),
     ):
-        assert not uses_fused_engine(model, other)
+        assert uses_fused_engine(model, other)
+    assert not uses_fused_engine(model, Recipe(self_penetration=100.0))
 
 
 def test_joint_noise_by_name(wild: Keypoints, seen: Any) -> None:
@@ -97,7 +98,8 @@ def test_joint_noise_by_name(wild: Keypoints, seen: Any) -> None:
     listed = fit(wild, seen.camera, joint_noise=list(ratios))
     assert torch.equal(named.joints, same.joints) and torch.equal(named.joints, listed.joints)
     s = distances(named, ratios)
-    energy = 0.5 * (81 * s / (81 + s)).sum(1)
+    c2 = Recipe().robust ** 2
+    energy = 0.5 * (c2 * s / (c2 + s)).sum(1)
     np.testing.assert_allclose(named.energy_terms["reprojection"].numpy(), energy, rtol=1e-6)
     plain = fit(wild, seen.camera)
     assert not torch.equal(plain.joints, named.joints)

@@ -265,5 +265,5 @@ def test_recipe_refuses_what_is_no_weight(weight: float) -> None:
 
 def test_published_methods_refuse_the_term(model: FitModel) -> None:
     keypoints = torch.rand(2, 21, 2, dtype=F64) * 100
-    with pytest.raises(InputError, match="knows nothing of self-penetration"):
+    with pytest.raises(InputError, match="knows nothing of self_penetration"):
         fit(keypoints, np.diag([600.0, 600.0, 1.0]), recipe=replace(RECIPES["smplify"], self_penetration=WEIGHT))

@@ -14,7 +14,7 @@ from handloop.core.params import HandParams
 from handloop.core.results import FitResult, Status, usable_status
 from handloop.core.terms import HandState
 from handloop.fitting.observe import Observations
-from handloop.fitting.problem import FitModel, HandModels
+from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Finish, Solution
 from handloop.fitting.trust import judge, reasons_against
@@ -25,6 +25,10 @@ class Best:
     """The best solution of each hand and how far the next different one is."""
 
     solution: Solution
+    points: Tensor
+    """(B, 21, 3) m, as the source means them."""
+    own_points: Tensor
+    """(B, 21, 3) m, the model's own."""
     gap: Tensor
     """(B,) energy; inf where no other solution was found."""
     apart: Tensor
@@ -45,6 +49,10 @@ class Output:
     status: Tensor
     steps: Tensor
     apart: Tensor
+    points: Tensor
+    """(N, 21, 3) as the source means them."""
+    own_points: Tensor
+    """(N, 21, 3) the model's."""
     points_sd: Tensor
     depth_sd: Tensor
     expected: Tensor
@@ -69,6 +77,8 @@ class Output:
             status=status,
             steps=torch.zeros(n, dtype=torch.int64),
             apart=energy.clone(),
+            points=torch.full((n, 21, 3), nan, dtype=like.dtype),
+            own_points=torch.full((n, 21, 3), nan, dtype=like.dtype),
             points_sd=torch.full((n, 21, 3), nan, dtype=like.dtype),
             depth_sd=energy.clone(),
             expected=energy.clone(),
@@ -76,7 +86,7 @@ class Output:
             terms={},
         )
 
-    def put(self, at: Tensor, best: Best, ends: Finish, model: FitModel, seen: Observations) -> None:
+    def put(self, at: Tensor, best: Best, ends: Finish, seen: Observations) -> None:
         """Take over the finite solutions; the rest keep NaN and the status "failed"."""
         solution = best.solution
         good = torch.isfinite(solution.energy) & torch.isfinite(solution.state.rotations).flatten(1).all(1)
@@ -92,14 +102,15 @@ class Output:
             (self.gap, best.gap),
             (self.steps, solution.steps),
             (self.apart, best.apart),
+            (self.points, best.points),
+            (self.own_points, best.own_points),
         ):
             into[rows] = value[good].cpu()
         ended = torch.where(solution.converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         self.status[rows] = ended[good].cpu()
         if ends.posterior is not None:
             count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
-            points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
-            trust = judge(ends.posterior, points, ends.terms, count, best.others, best.above)
+            trust = judge(ends.posterior, best.points, ends.terms, count, best.others, best.above)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
             self.expected[rows] = trust.expected_error[good].cpu()
@@ -113,17 +124,10 @@ class Output:
 def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output) -> FitResult:
     dtype = out.energy.dtype
     root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
-    joints = torch.full((len(keypoints), 21, 3), float("nan"), dtype=dtype)
     pose_limit = torch.zeros(len(keypoints), dtype=dtype)
-    meant = joints.clone()
     for model, rows in models.split(keypoints.is_right):
-        kinematics = model.plain
-        state = out.state.select(rows)
         pose_limit[rows] = model.pose_prior.energy_limit
-        root_offset[rows] = kinematics.root_offset(state.betas)
-        joints[rows] = kinematics.points(state.rotations, state.betas, state.root)
-        layout = kinematics.with_offsets(model.kinematics.offsets)
-        meant[rows] = layout.points(state.rotations, state.betas, state.root)
+        root_offset[rows] = model.plain.root_offset(out.state.betas[rows])
     canonical = HandParams.from_rotation_matrices(out.state.rotations, out.state.betas, out.state.root - root_offset)
     mirrored = canonical.mirrored()
     side = keypoints.is_right[:, None]
@@ -132,7 +136,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     )
     sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
     mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
-    joints, meant = joints * mirror, meant * mirror
+    joints, meant = out.own_points * mirror, out.points * mirror
     factor = torch.where(camera.is_known(), 1.0, out.state.log_focal.double().exp().nan_to_num(1.0))
     used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
     fit_2d = used.project(meant.double())

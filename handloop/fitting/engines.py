@@ -66,6 +66,10 @@ class Engine(Protocol):
         """Robust starts in closed form, see `fitting.robust_starts`."""
         ...
 
+    def points(self, state: HandState) -> tuple[Tensor, Tensor]:
+        """(B, 21, 3) m, twice: the points as the source means them, and the model's own."""
+        ...
+
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """From each start, which belongs to the hand of that number."""
         ...
@@ -86,6 +90,14 @@ class TensorEngine:
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
         """See `Engine.starts`."""
         return robust_starts(self, kinematics, seeds, views)
+
+    def points(self, state: HandState) -> tuple[Tensor, Tensor]:
+        """See `Engine.points`."""
+        meant = self.kinematics.points(state.rotations, state.betas, state.root)
+        if self.kinematics.offsets is None:
+            return meant, meant
+        own = self.kinematics.with_offsets(None)
+        return meant, own.points(state.rotations, state.betas, state.root)
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """See `Engine.solve`."""

@@ -22,7 +22,6 @@ from handloop.fitting.proposals import proposal_starts, with_one_more
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Solution, SolverOptions
 from handloop.fitting.starts import closed_form_starts, point_starts
-from handloop.hand.kinematics import Kinematics
 
 MIN_POINTS = 4
 """Fewer visible points than this are not fitted: three fix the palm's place, not even its orientation."""
@@ -42,7 +41,7 @@ def _chunk(model: FitModel, recipe: Recipe) -> int:
     return 1024 if uses_fused_engine(model, recipe) else 64
 
 
-def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand: int, recipe: Recipe) -> Best:
+def fit_from(engine: Engine, starts: HandState, per_hand: int, recipe: Recipe) -> Best:
     """Fit each hand from `per_hand` starts: a few steps for all, then the best few to convergence.
 
     Args:
@@ -54,7 +53,7 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
     if per_hand > 1:
         short = SolverOptions(recipe.explore_steps, recipe.solver.tolerance, recipe.solver.damping)
         explored = engine.solve(starts, hand, short)
-        tried = _in_palm(kinematics, explored.state).unflatten(0, (n, per_hand))
+        tried = _in_palm(engine, explored.state).unflatten(0, (n, per_hand))
         keep = min(recipe.finalists, per_hand)
         order = _finalists(explored.energy.reshape(n, per_hand), keep)
         at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
@@ -68,7 +67,7 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
     best = energy.argmin(1)
     hands = torch.arange(n, device=device)
     at = hands * keep + best
-    points = kinematics.points(done.state.rotations, done.state.betas, done.state.root)
+    points, own = engine.points(done.state)
     local = (points - points[:, :1]).reshape(n, keep, 21, 3)
     apart = (local - local[hands, best][:, None]).norm(dim=-1).mean(-1)
     other = torch.where(apart > _DISTINCT_M, energy, torch.full_like(energy, float("inf")))
@@ -79,12 +78,13 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
     solution = Solution(done.state.select(at), done.energy[at], done.converged[at], (before + done.steps)[at])
     others = torch.einsum("bij,bmpj->bmpi", solution.state.rotations[:, 0], tried) - local[hands, best][:, None]
     above = (explored.energy.reshape(n, per_hand) if per_hand > 1 else energy[:, :0]) - solution.energy[:, None]
-    return Best(solution, gap.nan_to_num(float("inf"), float("inf")), distance, others, above)
+    points, own = points[at], own[at]
+    return Best(solution, points, own, gap.nan_to_num(float("inf"), float("inf")), distance, others, above)
 
 
-def _in_palm(kinematics: Kinematics, state: HandState) -> Tensor:
+def _in_palm(engine: Engine, state: HandState) -> Tensor:
     """(B, 21, 3) m, points in the wrist's own frame."""
-    points = kinematics.points(state.rotations, state.betas, state.root)
+    points, _ = engine.points(state)
     return (points - points[:, :1]) @ state.rotations[:, 0]
 
 
@@ -201,12 +201,12 @@ def _fit_chunk(
         none = torch.full_like(energy, float("nan"))  # It looks for no other solution.
         no_others = energy.new_zeros(len(energy), 0, 21, 3)
         found = replace(found, energy=energy)
-        best = Best(found, none, torch.zeros_like(energy), no_others, no_others[..., 0, 0])
-        out.put(at, best, ends, model, seen)
+        best = Best(found, *engine.points(found.state), none, torch.zeros_like(energy), no_others, no_others[..., 0, 0])
+        out.put(at, best, ends, seen)
         return
     if proposed is not None and recipe.seeds == 0:
-        best = fit_from(engine, model.kinematics, proposed, 1, recipe)
-        out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model, seen)
+        best = fit_from(engine, proposed, 1, recipe)
+        out.put(at, best, engine.finish(best.solution.state, recipe.posterior), seen)
         return
     seeds = model.seeds[: recipe.seeds]
     starts = engine.starts(model.kinematics, seeds, seen.views())
@@ -217,5 +217,5 @@ def _fit_chunk(
     per_hand = 2 * len(seeds)
     if proposed is not None:
         starts, per_hand = with_one_more(starts, per_hand, proposed), per_hand + 1
-    best = fit_from(engine, model.kinematics, starts, per_hand, recipe)
-    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), model, seen)
+    best = fit_from(engine, starts, per_hand, recipe)
+    out.put(at, best, engine.finish(best.solution.state, recipe.posterior), seen)

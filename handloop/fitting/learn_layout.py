@@ -74,14 +74,14 @@ def learn_from_joints(
     model = FitModel.of(hand, torch.float64, "cpu", layout)
     starts = point_starts(model.kinematics, model.seeds[: recipe.seeds], seen.xyz, seen.inverse_sigma_3d)
     engine = choose_engine(model, seen, recipe, [])
-    state = fit_from(engine, model.kinematics, starts, 2 * recipe.seeds, recipe).solution.state
+    state = fit_from(engine, starts, 2 * recipe.seeds, recipe).solution.state
     errors = [_error_mm(model.kinematics, state, seen)]
     few = replace(recipe, solver=SolverOptions(max_steps=8, tolerance=1e-4))
     for _ in range(rounds):
         layout = update_offsets(model.plain, layout, state, seen.xyz, seen.inverse_sigma_3d, recipe.noise_mm / 1000)
         model = FitModel.of(hand, torch.float64, "cpu", layout)
         engine = choose_engine(model, seen, few, [])
-        state = fit_from(engine, model.kinematics, state, 1, few).solution.state
+        state = fit_from(engine, state, 1, few).solution.state
         errors.append(_error_mm(model.kinematics, state, seen))
     return LearnedLayout(layout, tuple(errors))
 

@@ -115,7 +115,7 @@ def learn_from_keypoints(
         if round_ % 4 == 0:
             trial_state, trial_energy = _search(trial_model, seen, recipe)
         else:
-            found = fit_from(choose_engine(trial_model, seen, few, []), trial_model.kinematics, state, 1, few)
+            found = fit_from(choose_engine(trial_model, seen, few, []), state, 1, few)
             trial_state, trial_energy = found.solution.state, found.solution.energy
         mean = _mean_of_better(trial_energy)
         if mean > history[-1]:
@@ -142,7 +142,7 @@ def learn_from_keypoints(
 
 def _search(model: FitModel, seen: Observations, recipe: Recipe) -> tuple[HandState, Tensor]:
     starts = closed_form_starts(model.kinematics, model.seeds[: recipe.seeds], seen.views())
-    found = fit_from(choose_engine(model, seen, recipe, []), model.kinematics, starts, 2 * recipe.seeds, recipe)
+    found = fit_from(choose_engine(model, seen, recipe, []), starts, 2 * recipe.seeds, recipe)
     return found.solution.state, found.solution.energy
 
 

@@ -16,7 +16,7 @@ from handloop.core.rotations import so3_log
 from handloop.core.terms import POSE, HandState
 from handloop.fitting.anchor import Anchor
 from handloop.fitting.fused.compiler import ensure_compiled
-from handloop.fitting.fused.finish import finish_range
+from handloop.fitting.fused.finish import finish_range, points_range
 from handloop.fitting.fused.math import CAUCHY, GEMAN_MCCLURE, HUBER
 from handloop.fitting.fused.records import ARENA, STRIDE, WIDTH, Model, N, Seen
 from handloop.fitting.fused.solve import solve_range
@@ -82,6 +82,14 @@ class FusedEngine:
         flat = torch.zeros(2 * s * n, 10, dtype=torch.float64)
         placed = torch.from_numpy(rot).reshape(-1, 16, 3, 3)
         return HandState(placed, flat, torch.from_numpy(root), flat[:, 0].clone())
+
+    def points(self, state: HandState) -> tuple[Tensor, Tensor]:
+        """As `fitting.engines.Engine.points`."""
+        n = len(state)
+        meant, plain = np.empty((n, 63)), np.empty((n, 63))
+        arrays = (_array(state.rotations.reshape(-1, 144)), _array(state.betas), _array(state.root))
+        _share_out(points_range, (self.model, *arrays, meant, plain), n)
+        return torch.from_numpy(meant).reshape(n, 21, 3), torch.from_numpy(plain).reshape(n, 21, 3)
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """As `fitting.solver.solve`, from starts that belong to the hands numbered `hand`."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from handloop.fitting.fused.compiler import compiled, inlined
 from handloop.fitting.fused.math import factorise
-from handloop.fitting.fused.points import JOINT, point_jacobian
+from handloop.fitting.fused.points import JOINT, point_jacobian, pose_points
 from handloop.fitting.fused.records import POINTS, SHARED, STRIDE, WIDTH, N, make_work, one_of
 from handloop.fitting.fused.solve import normal_equations, read_state, total_energy
 
@@ -42,6 +42,18 @@ def finish_range(
             scales[i, 0], scales[i, 1] = np.nan, np.nan
             for k in range(7):
                 directions[i, k] = np.nan
+
+
+@compiled
+def points_range(model, rot, betas, root, meant, plain, arena, first, last):
+    """The 21 points of states first .. last - 1: as the source means them, and the model's own; (B, 63) each."""
+    w = make_work(arena)
+    for i in range(first, last):
+        read_state(rot[i], betas[i], root[i], w)
+        pose_points(model, w.pose, w.wrist, w.betas, w.root, w)
+        for k in range(63):
+            meant[i, k] = w.points[k]
+            plain[i, k] = w.points[k] - w.added[k]
 
 
 @inlined

@@ -103,6 +103,9 @@ class FitResult:
     """The model, for `vertices()`."""
     provenance: Mapping[str, str]
     """Texts: version, recipe, noise, model, conventions."""
+    condition: Tensor | None = None
+    """(N,) condition number of the normal equations at the solution, each parameter in units of its own curvature: 1
+    where all are determined independently, large where some combination hardly is; None where it was not kept."""
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -149,6 +152,8 @@ class FitResult:
             "frame": kp.frame.numpy(),
         }
         out.update({f"energy_{name}": _np(value) for name, value in self.energy_terms.items()})
+        if self.condition is not None:
+            out["condition"] = _np(self.condition)
         if cam.dist is not None:
             out["distortion"] = cam.dist.cpu().numpy()
         out.update({key: np.array(text) for key, text in self.provenance.items()})
@@ -197,6 +202,7 @@ class FitResult:
                 hypothesis_gap=tensor("hypothesis_gap"),
                 hand=hand,
                 provenance={k: str(v) for k, v in arrays.items() if v.ndim == 0},
+                condition=tensor("condition") if "condition" in arrays else None,
             )
         except KeyError as error:
             raise FileFormatError(

@@ -56,6 +56,7 @@ class Output:
     points_sd: Tensor
     depth_sd: Tensor
     expected: Tensor
+    condition: Tensor
     weakest: list[str]
     terms: dict[str, Tensor]
 
@@ -82,6 +83,7 @@ class Output:
             points_sd=torch.full((n, 21, 3), nan, dtype=like.dtype),
             depth_sd=energy.clone(),
             expected=energy.clone(),
+            condition=energy.clone(),
             weakest=[""] * n,
             terms={},
         )
@@ -113,6 +115,7 @@ class Output:
             trust = judge(ends.posterior, best.points, ends.terms, count, best.others, best.above)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
+            self.condition[rows] = trust.condition[good].cpu()
             self.expected[rows] = trust.expected_error[good].cpu()
             for row, text, fine in zip(at.tolist(), trust.weakest, keep.tolist(), strict=True):
                 self.weakest[row] = text if fine else ""
@@ -173,6 +176,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
             "joint_definition": "skinning",
             **models.provenance(),
         },
+        condition=out.condition,
     )
 
 

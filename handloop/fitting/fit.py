@@ -29,6 +29,10 @@ MIN_POINTS = 4
 MIN_BOX_PX = 1.0
 """Points in a smaller box are one place, not a hand (or no pixels); a fit would be a hand kilometres away."""
 
+_NUMBERS_PER_START = 40_000
+"""What the tensor engine holds at a time for each start: Jacobians of 21 points, of 45 pose numbers and of every term,
+three 62 x 62 matrices for the current state, the trial and the factor, and copies while they are put together."""
+
 # Two solutions are different when their points, wrist on wrist, are this far apart on average.
 _DISTINCT_M = 0.01
 
@@ -36,8 +40,10 @@ _DISTINCT_M = 0.01
 def _chunk(model: FitModel, recipe: Recipe) -> int:
     """Hands fitted at a time. The tensor engine is fastest on a CPU while its Jacobians stay small, on a GPU with much
     to do at once; the fused engine only needs enough hands to share out."""
-    if model.like.device.type != "cpu":
-        return 8192
+    if model.like.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(model.like.device)
+        per_start = _NUMBERS_PER_START * model.like.element_size()
+        return max(64, int(0.5 * free / (per_start * (2 * max(recipe.seeds, 1) + 1))))
     return 1024 if uses_fused_engine(model, recipe) else 64
 
 

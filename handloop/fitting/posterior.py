@@ -33,16 +33,30 @@ class Posterior:
     """(B,) m^2, mean variance of a point (all three axes) that a similarity transform of all points cannot take up."""
     directions: Tensor
     """(B, 7) m^2, variances along `DIRECTIONS`."""
+    condition: Tensor
+    """(B,) condition number of the Gauss-Newton matrix scaled to a unit diagonal."""
 
 
-def summarise(spread: Tensor, points: Tensor) -> Posterior:
-    """From the factor B (B, 21, 3, P), m, and the fitted points (B, 21, 3), m."""
+def summarise(spread: Tensor, points: Tensor, hessian: Tensor) -> Posterior:
+    """From the factor B (B, 21, 3, P), m, the fitted points (B, 21, 3), m, and the Gauss-Newton matrix (B, P, P)."""
     mean = spread.mean(1)
     depth = mean[:, 2].square().sum(-1)
     directions = [depth, (spread[:, 9, 2] - spread[:, 0, 2]).square().sum(-1)]
     for f in range(5):
         directions.append((spread[:, 4 + 4 * f] - spread[:, 1 + 4 * f]).square().sum((1, 2)))
-    return Posterior(spread.square().sum(-1), depth, aligned_variance(spread, points), torch.stack(directions, 1))
+    aligned = aligned_variance(spread, points)
+    return Posterior(spread.square().sum(-1), depth, aligned, torch.stack(directions, 1), condition_number(hessian))
+
+
+def condition_number(hessian: Tensor) -> Tensor:
+    """(B,) of positive definite matrices (B, P, P) scaled to a unit diagonal; NaN where one is not finite."""
+    unit = torch.diagonal(hessian, dim1=1, dim2=2).rsqrt()
+    scaled = hessian * unit[:, :, None] * unit[:, None]
+    sound = torch.isfinite(scaled).all(2).all(1)
+    eye = torch.eye(hessian.shape[1], dtype=hessian.dtype, device=hessian.device)
+    eigenvalues = torch.linalg.eigvalsh(torch.where(sound[:, None, None], scaled, eye))
+    number = eigenvalues[:, -1] / eigenvalues[:, 0].clamp(min=torch.finfo(hessian.dtype).eps)
+    return torch.where(sound, number, torch.full_like(number, float("nan")))
 
 
 def aligned_variance(spread: Tensor, points: Tensor) -> Tensor:

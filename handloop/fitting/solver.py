@@ -84,6 +84,9 @@ class NormalEquations:
         return NormalEquations(self.energy, gradient, hessian, self.pose)
 
 
+_STEPS_BETWEEN_LOOKS = 4
+
+
 def solve(
     model: PointsModel, terms: Sequence[Term], start: HandState, free: Tensor, options: SolverOptions
 ) -> Solution:
@@ -138,6 +141,9 @@ def solve(
         converged[rows] |= active & done & torch.isfinite(current.energy)
         steps[rows] = torch.where(active, step, steps[rows])
         active = active & ~done & ~stalled & torch.isfinite(current.energy)
+        # To ask a GPU how many are left is to wait for it: there, hands that are done are carried along for a while.
+        if device.type != "cpu" and step % _STEPS_BETWEEN_LOOKS:
+            continue
         count = int(active.sum())
         if count == 0:
             break
@@ -166,7 +172,7 @@ def finish(model: PointsModel, terms: Sequence[Term], state: HandState, free: Te
     padded = torch.nn.functional.pad(rows_jac, (0, 1))
     spread = torch.linalg.solve_triangular(factor, padded.mT, upper=False).mT
     spread = torch.where((failed > 0)[:, None, None], torch.full_like(spread, float("nan")), spread)
-    return Finish(parts, summarise(spread[:n].unflatten(1, (21, 3)), posed.points[:n]))
+    return Finish(parts, summarise(spread[:n].unflatten(1, (21, 3)), posed.points[:n], at.by_pose().hessian[:n]))
 
 
 def _pair(index: Tensor) -> Tensor:

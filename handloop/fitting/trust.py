@@ -33,6 +33,8 @@ class Trust:
     """(B,) m, of the hand's mean distance."""
     expected_error: Tensor
     """(B,) m, expected mean joint error after similarity alignment (PA-MPJPE)."""
+    condition: Tensor
+    """(B,) see `Posterior`."""
     weakest: tuple[str, ...]
     """B texts: the least determined directions, worst first."""
 
@@ -62,7 +64,7 @@ def judge(
     between = odds.sqrt()[..., None, None] * others.nan_to_num(0.0)
     aligned = INFLATION**2 * birge * posterior.aligned + aligned_variance(between.movedim(1, 3), points)
     # The mean of a 3D distance is 0.92 of its root mean square.
-    return Trust(sd, depth_sd, 0.92 * aligned.sqrt(), _weakest(posterior.directions))
+    return Trust(sd, depth_sd, 0.92 * aligned.sqrt(), posterior.condition, _weakest(posterior.directions))
 
 
 _IN_WORDS = [[f"{a}, then {b}" for b in DIRECTIONS] for a in DIRECTIONS]

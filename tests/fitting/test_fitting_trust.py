@@ -25,7 +25,14 @@ def trust(spread: Tensor, others: Tensor, above: list[float], energy: float = FR
         "reprojection": torch.tensor([energy / 4], dtype=F64),
         "pose_prior": torch.tensor([0.75 * energy], dtype=F64),
     }
-    return judge(summarise(spread, hand()), hand(), parts, torch.tensor([42]), others, torch.tensor([above], dtype=F64))
+    return judge(
+        summarise(spread, hand(), torch.eye(62, dtype=F64)[None]),
+        hand(),
+        parts,
+        torch.tensor([42]),
+        others,
+        torch.tensor([above], dtype=F64),
+    )
 
 
 def nothing_else() -> Tensor:

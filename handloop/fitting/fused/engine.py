@@ -112,7 +112,7 @@ class FusedEngine:
         arrays = [_array(t) for t in (state.rotations.reshape(-1, 144), state.betas, state.root, state.log_focal)]
         n = len(state)
         parts = np.zeros((n, 11))
-        variances, scales, directions = np.empty((n, 21, 3)), np.empty((n, 2)), np.empty((n, len(DIRECTIONS)))
+        variances, scales, directions = np.empty((n, 21, 3)), np.empty((n, 3)), np.empty((n, len(DIRECTIONS)))
         _share_out(finish_range, (self.model, self.many, *arrays, parts, posterior, variances, scales, directions), n)
         extra = [n for n, scale in zip(_EXTRA_NAMES, self.model[_FIRST_EXTRA:], strict=False) if scale > 0]
         names = [*TERM_NAMES, *_EXTRA_NAMES] + ([] if self.anchor is None else [self.anchor.name])
@@ -120,8 +120,9 @@ class FusedEngine:
         terms = {name: torch.from_numpy(parts[:, i].copy()) for i, name in enumerate(names) if name in shown}
         if not posterior:
             return Finish(terms, None)
-        depth, aligned = torch.from_numpy(scales).unbind(1)
-        return Finish(terms, Posterior(torch.from_numpy(variances), depth, aligned, torch.from_numpy(directions)))
+        depth, aligned, condition = torch.from_numpy(scales).unbind(1)
+        points, along = torch.from_numpy(variances), torch.from_numpy(directions)
+        return Finish(terms, Posterior(points, depth, aligned, along, condition))
 
 
 def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from handloop.fitting.fused.compiler import compiled, inlined
-from handloop.fitting.fused.math import factorise
+from handloop.fitting.fused.math import back_substitute, factorise
 from handloop.fitting.fused.points import JOINT, point_jacobian, pose_points
-from handloop.fitting.fused.records import POINTS, SHARED, STRIDE, WIDTH, N, make_work, one_of
+from handloop.fitting.fused.records import POINTS, RHS, SHARED, STRIDE, WIDTH, N, make_work, one_of
 from handloop.fitting.fused.solve import normal_equations, read_state, total_energy
+
+_ITERATIONS = 8
 
 
 @compiled
@@ -17,8 +19,8 @@ def finish_range(
 ):
     """At the solutions of hands first .. last - 1: energies by term `parts` (B, 11) and, if wanted, the posterior.
 
-    `variances` (B, 21, 3), `scales` (B, 2: depth, aligned) and `directions` (B, 7) are those of `fitting.posterior`;
-    NaN where the Gauss-Newton matrix cannot be factored.
+    `variances` (B, 21, 3), `scales` (B, 3: depth, aligned, condition) and `directions` (B, 7) are those of
+    `fitting.posterior`; NaN where the Gauss-Newton matrix cannot be factored.
     """
     w = make_work(arena)
     for i in range(first, last):
@@ -35,11 +37,12 @@ def finish_range(
             _point_rows(model, w)
             _forward(w.factor, w.inverse, n, w.spread)
             _sum_up(w, n, variances[i], scales[i], directions[i])
+            scales[i, 2] = _condition(w.hessian, w.factor, w.inverse, n, w.row, w.delta)
         else:
             for p in range(21):
                 for a in range(3):
                     variances[i, p, a] = np.nan
-            scales[i, 0], scales[i, 1] = np.nan, np.nan
+            scales[i, 0], scales[i, 1], scales[i, 2] = np.nan, np.nan, np.nan
             for k in range(7):
                 directions[i, k] = np.nan
 
@@ -110,6 +113,60 @@ def _forward(factor, inverse, n, spread):
         scale = inverse[i]
         for j in range(len(own)):
             own[j] *= scale
+
+
+@compiled
+def _condition(hessian, factor, inverse, n, v, y):
+    """Condition number of the matrix scaled to a unit diagonal, by a few steps of power and of inverse iteration.
+
+    `v` and `y` are memory. The result is too small by 3 % in the median and by up to 30 %: the order of magnitude is
+    what such a number says.
+    """
+    size = 0.0
+    for i in range(n):
+        v[i] = 1.0 + 0.1 * np.cos(i)
+        size += v[i] * v[i]
+    largest = 0.0
+    for _ in range(_ITERATIONS):
+        for i in range(n):
+            y[i] = 0.0
+        for i in range(n):
+            unit = 1.0 / np.sqrt(hessian[i * STRIDE + i])
+            v[i] *= unit / np.sqrt(size)
+        for i in range(n):
+            row = hessian[i * STRIDE + i : i * STRIDE + n]
+            total = row[0] * v[i]
+            for k in range(1, n - i):
+                total += row[k] * v[i + k]
+                y[i + k] += row[k] * v[i]
+            y[i] += total
+        size = 0.0
+        for i in range(n):
+            v[i] = y[i] / np.sqrt(hessian[i * STRIDE + i])
+            size += v[i] * v[i]
+        largest = np.sqrt(size)
+    size = 0.0
+    for i in range(n):
+        v[i] = 1.0 + 0.1 * np.cos(3.0 * i)
+        size += v[i] * v[i]
+    growth = 1.0
+    for _ in range(_ITERATIONS):
+        for i in range(n):
+            v[i] *= np.sqrt(hessian[i * STRIDE + i] / size)
+        # U^T a = v, then U y = a.
+        for i in range(n):
+            a = v[i] * inverse[i]
+            factor[i * STRIDE + RHS] = a
+            row = factor[i * STRIDE + i : i * STRIDE + n]
+            for k in range(1, n - i):
+                v[i + k] -= row[k] * a
+        back_substitute(factor, inverse, n, y)
+        size = 0.0
+        for i in range(n):
+            v[i] = y[i] * np.sqrt(hessian[i * STRIDE + i])
+            size += v[i] * v[i]
+        growth = np.sqrt(size)
+    return largest * growth
 
 
 @inlined

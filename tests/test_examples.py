@@ -63,10 +63,10 @@ def code_lines(name: str) -> int:
 
 
 def test_custom_term_with_its_own_derivative(tmp_path: Path) -> None:
-    said = output("05_custom_term.py", tmp_path)
+    said = output("05_custom_jacobian.py", tmp_path)
     without, with_it = (float(off) for off in re.findall(r"tips +([\d.]+) mm", said))
     assert with_it < 1 < without
-    assert code_lines("05_custom_term.py") <= 30
+    assert code_lines("05_custom_jacobian.py") <= 30
 
 
 def test_custom_recipe(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from handloop.core.errors import FileFormatError, InputError
-from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams
 from handloop.core.proposal import Proposal
 from handloop.core.results import write_text

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from handloop.compiler import ensure_compiled, share_out
 from handloop.core.joints import PALM_POINTS
 from handloop.core.rotations import so3_log
 from handloop.core.terms import POSE, HandState
 from handloop.fitting.anchor import Anchor
-from handloop.compiler import ensure_compiled, share_out
 from handloop.fitting.fused.finish import finish_range
 from handloop.fitting.fused.math import CAUCHY, GEMAN_MCCLURE, HUBER
 from handloop.fitting.fused.records import ARENA, STRIDE, WIDTH, Model, N, Seen

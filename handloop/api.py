@@ -268,6 +268,8 @@ def _inputs(
         camera = K
     else:
         camera = Camera.from_matrix(K, n)
+    if len(camera) != n:
+        raise InputError(f"{n} hands but {len(camera)} cameras were given.")
     if n and float(camera.focal.min()) < 10:
         raise InputError(
             f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "

@@ -56,7 +56,7 @@ def fit_from(engine: Engine, kinematics: Kinematics, starts: HandState, per_hand
         explored = engine.solve(starts, hand, short)
         tried = _in_palm(kinematics, explored.state).unflatten(0, (n, per_hand))
         keep = min(recipe.finalists, per_hand)
-        order = _finalists(explored.energy.reshape(n, per_hand), _flips(starts, per_hand), keep)
+        order = pick_finalists(explored.energy.reshape(n, per_hand), start_flips(starts, per_hand), keep)
         at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
         starts, before = explored.state.select(at), explored.steps[at]
         hand = torch.arange(n, device=device).repeat_interleave(keep)
@@ -88,7 +88,7 @@ def _in_palm(kinematics: Kinematics, state: HandState) -> Tensor:
     return (points - points[:, :1]) @ state.rotations[:, 0]
 
 
-def _flips(starts: HandState, per_hand: int) -> Tensor:
+def start_flips(starts: HandState, per_hand: int) -> Tensor:
     """(B, S) 0 or 1, the depth flip of each start: they alternate along the columns. A proposal, the last of an odd
     number, has that of the first two starts whose palm is turned more like its own."""
     turn = starts.rotations[:, 0].unflatten(0, (-1, per_hand))
@@ -98,7 +98,7 @@ def _flips(starts: HandState, per_hand: int) -> Tensor:
     return flips
 
 
-def _finalists(energy: Tensor, flips: Tensor, keep: int) -> Tensor:
+def pick_finalists(energy: Tensor, flips: Tensor, keep: int) -> Tensor:
     """(B, keep) columns of the explored starts (B, S) to finish: the best, and among them the best of each depth flip.
 
     Without the second flip a hand's only real alternative would often be pruned, and its gap would say that there is

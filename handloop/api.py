@@ -69,7 +69,8 @@ def fit(
         prior: which poses are likely, a `GaussianPosePrior`, a `MixturePosePrior` or the file of one, for both sides;
             None for the Gaussian of the model's own poses.
         start: hands to start from besides the closed-form starts (instead of them where the recipe has no seeds): a
-            `Proposal`, an npz of another network's hands (HaMeR, WiLoR, MANO's names), or a `Regressor`.
+            `Proposal`, an npz of another network's hands (HaMeR, WiLoR, MANO's names), or a `Regressor`; None for the
+            package's keypoint lifter where it knows the hand model and the recipe wants it.
         device: "auto" takes a CUDA device if there is one; else as torch names it.
         dtype: torch.float64, or torch.float32 for speed on a GPU.
 
@@ -97,8 +98,8 @@ def fit(
     if joint_noise is not None:
         ratios = joint_noise if isinstance(joint_noise, str) else tuple(float(v) for v in joint_noise)
         chosen = replace(chosen, joint_noise=ratios)
-    if start is None and chosen.lifter:
-        start = pick_lifter(None).for_pair(models.pair)
+    if start is None and chosen.lifter and chosen.baseline is None:
+        start = _lifter_for(models.pair)
     proposal = None if start is None else propose(start, keypoints, camera, models.layout)
     return fit_keypoints(models, keypoints, camera, chosen, length, proposal=proposal)
 
@@ -165,6 +166,12 @@ def pick_lifter(weights: Lifter | str | os.PathLike[str] | None) -> Lifter:
     if isinstance(weights, Lifter):
         return weights
     return _shipped_lifter() if weights is None else Lifter.load(weights)
+
+
+def _lifter_for(pair: HandPair) -> Regressor[KeypointBatch] | None:
+    """The package's lifter, if it knows these hands."""
+    lifter = _shipped_lifter()
+    return lifter.for_pair(pair) if lifter.knows(pair.right) else None
 
 
 @lru_cache(maxsize=1)
@@ -261,6 +268,8 @@ def _inputs(
         camera = K
     else:
         camera = Camera.from_matrix(K, n)
+    if len(camera) != n:
+        raise InputError(f"{n} hands but {len(camera)} cameras were given.")
     if n and float(camera.focal.min()) < 10:
         raise InputError(
             f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "

@@ -93,7 +93,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) 
         ) from error
     _clear_earlier(out)
     if device.type == "cpu":
-        from handloop.fitting.fused.compiler import ensure_compiled
+        from handloop.compiler import ensure_compiled
 
         ensure_compiled()
     started = time.monotonic()

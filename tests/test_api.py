@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 import handloop
-from handloop.api import fit, pick_device, pick_recipe
+from handloop.api import fit, fit_joints, pick_device, pick_recipe
 from handloop.core.errors import InputError, ModelError
+from handloop.core.params import HandParams
+from handloop.core.proposal import Proposal
 from handloop.core.terms import AutoTerm
 from handloop.fitting.recipes import RECIPES, Recipe
-from handloop.hand.load import load_hand
+from handloop.hand.load import embedded_hand, load_hand
+from handloop.hand.model import HandPair
 
 K = [[600.0, 0.0, 320.0], [0.0, 600.0, 240.0], [0.0, 0.0, 1.0]]
 
@@ -75,6 +79,27 @@ def test_recipes_by_name_and_value(points: np.ndarray) -> None:
     assert result.provenance["recipe"] == "fast"
     mine = fit(points, K, recipe=Recipe(name="mine", noise_px=2.5), device="cpu")
     assert mine.provenance["recipe"] == "mine" and mine.provenance["noise_px_at_224"] == "2.5"
+
+
+def test_the_lifter_starts_where_it_knows_the_hand(points: np.ndarray) -> None:
+    def starts(recipe: Recipe | str, hand: HandPair | str = "embedded") -> str:
+        return fit(points, K, hand=hand, recipe=recipe, device="cpu").provenance["starts"]
+
+    assert starts("default") == "lifter + 2 seeds"
+    assert starts("fast") == "lifter + 1 seed"
+    assert starts("careful") == "lifter + 3 seeds"
+    assert starts(Recipe(seeds=0)) == "lifter"
+    assert starts(Recipe(lifter=False)) == "4 seeds"
+    assert starts("spin") == "1 seed"
+    pair = load_hand("embedded")
+    assert starts("default", replace(pair, right=replace(pair.right, digest="feedbeef"))) == "4 seeds"
+    assert starts("default", embedded_hand("manopth")) == "4 seeds"
+    with pytest.raises(InputError, match="has no seeds and no proposal"):
+        starts(Recipe(seeds=0), embedded_hand("manopth"))
+    given = Proposal.without_opinion(HandParams.zeros(3), torch.ones(3, dtype=torch.bool), None)
+    assert fit(points, K, start=given, device="cpu").provenance["starts"] == "proposal + 2 seeds"
+    in_3d = torch.rand(1, 21, 3, generator=torch.Generator().manual_seed(0))
+    assert fit_joints(0.1 * in_3d, device="cpu").provenance["starts"] == "4 seeds"
 
 
 def test_the_hand_may_come_as_pair_or_path(points: np.ndarray, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_library_predicts_and_starts(weights: Path) -> None:
     with pytest.raises(InputError, match="published method with starts of its own"):
         handloop.predict(read, weights=weights, recipe="spin")
     with pytest.raises(InputError, match="has no seeds and no proposal"):
-        handloop.fit(read, recipe=Recipe(seeds=0), device="cpu")
+        handloop.fit(read, recipe=Recipe(seeds=0, lifter=False), device="cpu")
 
 
 def test_another_model_is_refused(weights: Path, tmp_path: Path) -> None:

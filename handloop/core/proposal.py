@@ -33,6 +33,8 @@ class Proposal:
     """(N,) of the log of the wrist's distance."""
     ids: tuple[str, ...] | None = None
     """N names to match keypoints by; None where only the order is known."""
+    source: str = "proposal"
+    """Where they come from, in a word, for the provenance of what is made of them."""
 
     def __post_init__(self) -> None:
         n = len(self.params)
@@ -73,6 +75,7 @@ class Proposal:
             self.bearing_sd[at],
             self.log_depth_sd[at],
             None if self.ids is None else tuple(self.ids[i] for i in at.tolist()),
+            self.source,
         )
 
     def rows_for(self, ids: tuple[str, ...], is_right: Tensor) -> Proposal:

@@ -124,7 +124,10 @@ class Output:
             column[rows] = value[good].cpu()
 
 
-def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output) -> FitResult:
+def result_of(
+    models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output, starts: str
+) -> FitResult:
+    """The collected solutions as a result; `starts` says what they began from."""
     dtype = out.energy.dtype
     root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
     pose_limit = torch.zeros(len(keypoints), dtype=dtype)
@@ -170,6 +173,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
         provenance={
             "handloop_version": __version__,
             "recipe": recipe.name,
+            "starts": starts,
             "noise_px_at_224": f"{recipe.noise_px:g}",
             "flat_hand_mean": "True",
             "joint_order": "openpose21",

@@ -61,7 +61,7 @@ def fit_from(engine: Engine, starts: HandState, per_hand: int, recipe: Recipe) -
         explored = engine.solve(starts, hand, short)
         tried = _in_palm(engine, explored.state).unflatten(0, (n, per_hand))
         keep = min(recipe.finalists, per_hand)
-        order = _finalists(explored.energy.reshape(n, per_hand), keep)
+        order = pick_finalists(explored.energy.reshape(n, per_hand), start_flips(starts, per_hand), keep)
         at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
         starts, before = explored.state.select(at), explored.steps[at]
         hand = torch.arange(n, device=device).repeat_interleave(keep)
@@ -94,20 +94,27 @@ def _in_palm(engine: Engine, state: HandState) -> Tensor:
     return (points - points[:, :1]) @ state.rotations[:, 0]
 
 
-def _finalists(energy: Tensor, keep: int) -> Tensor:
+def start_flips(starts: HandState, per_hand: int) -> Tensor:
+    """(B, S) 0 or 1, the depth flip of each start: they alternate along the columns. A proposal, the last of an odd
+    number, has that of the first two starts whose palm is turned more like its own."""
+    turn = starts.rotations[:, 0].unflatten(0, (-1, per_hand))
+    flips = torch.arange(per_hand, device=turn.device).remainder(2).repeat(len(turn), 1)
+    if per_hand % 2:
+        flips[:, -1] = (turn[:, :2] * turn[:, -1:]).sum((2, 3)).argmax(1)
+    return flips
+
+
+def pick_finalists(energy: Tensor, flips: Tensor, keep: int) -> Tensor:
     """(B, keep) columns of the explored starts (B, S) to finish: the best, and among them the best of each depth flip.
 
-    Flips alternate along the columns. Without the second flip a hand's only real alternative would often be pruned, and
-    its gap would say that there is none.
+    Without the second flip a hand's only real alternative would often be pruned, and its gap would say that there is
+    none.
     """
-    order = energy.argsort(dim=1, stable=True)
-    chosen = order[:, :keep].clone()
+    chosen = energy.argsort(dim=1, stable=True)[:, :keep].clone()
     if keep > 1:
-        flip = chosen[:, :1] % 2
-        other = energy.masked_fill(
-            (torch.arange(energy.shape[1], device=energy.device) % 2)[None] == flip, float("inf")
-        )
-        lacking = (chosen % 2 == flip).all(1)
+        flip = flips.gather(1, chosen)
+        other = energy.masked_fill(flips == flip[:, :1], float("inf"))
+        lacking = (flip == flip[:, :1]).all(1)
         chosen[lacking, -1] = other.argmin(1)[lacking]
     return chosen
 
@@ -130,7 +137,7 @@ def fit_keypoints(
         recipe: how.
         hand_length: (N,) m, NaN where unknown.
         points_3d: (N, 21, 4) x, y, z in m, camera frame, and weight 0..1, where 3D points are known.
-        proposal: N hands, one more start each; the only one where the recipe has no seeds.
+        proposal: N hands, one more start each beside half the recipe's seeds; the only one where it has none.
 
     Raises:
         InputError: the numbers of hands, cameras, lengths or proposals differ.
@@ -172,7 +179,16 @@ def fit_keypoints(
         _fit_chunk(models.right, seen, replace(recipe, seeds=max(recipe.seeds, 1)), none, out, None)
     if recipe.solver.max_steps == 0:
         out.status[out.status == int(Status.MAX_STEPS)] = int(Status.PREDICTED)
-    return result_of(models, keypoints, camera, recipe, out)
+    return result_of(models, keypoints, camera, recipe, out, _starts_of(recipe, proposal))
+
+
+def _starts_of(recipe: Recipe, proposal: Proposal | None) -> str:
+    """What fits began from, for their provenance."""
+    seeds = BASELINE_SEEDS if recipe.baseline is not None else recipe.seeds_beside(proposal is not None)
+    parts = [proposal.source] if proposal is not None else []
+    if seeds:
+        parts.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
+    return " + ".join(parts)
 
 
 def _check_baseline(
@@ -214,7 +230,7 @@ def _fit_chunk(
         best = fit_from(engine, proposed, 1, recipe)
         out.put(at, best, engine.finish(best.solution.state, recipe.posterior), seen)
         return
-    seeds = model.seeds[: recipe.seeds]
+    seeds = model.seeds[: recipe.seeds_beside(proposed is not None)]
     starts = engine.starts(model.kinematics, seeds, seen.views())
     in_3d = (seen.inverse_sigma_3d > 0).sum(1) >= MIN_POINTS
     if bool(in_3d.any()):

@@ -44,8 +44,8 @@ def proposal_starts(model: FitModel, proposal: Proposal, camera: Camera, seen: O
     posed = torch.isfinite(rotations).flatten(1).all(1)
     rotations = torch.where(posed[:, None, None, None], rotations, torch.eye(3).to(like))
     placed = torch.isfinite(root).all(1)
-    where = _place(model, rotations, betas, seen)
-    root = torch.where(placed[:, None], root, where)
+    if not bool(placed.all()):
+        root = torch.where(placed[:, None], root, _place(model, rotations, betas, seen))
     usable = posed & torch.isfinite(root).all(1) & (root[:, 2] > _NEAREST_M)
     start = HandState(rotations, betas, root, like.new_zeros(len(root)))
     if bool(usable.all()):

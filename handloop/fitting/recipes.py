@@ -46,11 +46,12 @@ class Recipe:
     focal_sigma: float | None = None
     """None: an assumed focal length is kept. A number: it is a free parameter with this relative deviation."""
     seeds: int = 4
-    """Poses to start from; each is tried with both depth flips of the palm. 0 takes a proposal as the only start."""
-    lifter: bool = False
-    """Let the package's keypoint lifter, which knows the embedded hand, propose one more start; with no seeds, the only
-    one."""
-    explore_steps: int = 8
+    """Poses to start from; each is tried with both depth flips of the palm. Beside a proposal, half as many do. 0 takes
+    a proposal as the only start."""
+    lifter: bool = True
+    """Let the package's keypoint lifter propose one more start where there is none from the caller and the hand is the
+    one it knows, the embedded hand. Published methods and fits of 3D points alone never use it."""
+    explore_steps: int = 4
     """Steps given to every start."""
     finalists: int = 3
     """How many starts are taken to convergence."""
@@ -102,6 +103,10 @@ class Recipe:
     def noise_ratios(self) -> tuple[float, ...]:
         """The 21 numbers of `joint_noise`."""
         return JOINT_NOISE[self.joint_noise] if isinstance(self.joint_noise, str) else self.joint_noise
+
+    def seeds_beside(self, proposal: bool) -> int:
+        """How many of `seeds` are used, with or without a proposal."""
+        return self.seeds if self.seeds == 0 or not proposal else max(1, self.seeds // 2)
 
     def optional_terms(self) -> tuple[str, ...]:
         """Names of the settings that add anatomical terms to the standard ones."""

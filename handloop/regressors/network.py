@@ -17,11 +17,11 @@ N_MEAN = 96 + 10 + 2 + 1
 N_SD = 16 + 10 + 1 + 1
 """A standard deviation per rotation, per beta, for the bearing and for the log depth."""
 
-_OFFSET_UNIT = 0.02
+OFFSET_UNIT = 0.02
 """Offsets of this many metres are of order one for the network."""
-_USUAL_LOG_SCALE = -2.3
+USUAL_LOG_SCALE = -2.3
 """Angular size of a hand at 0.6 m, logarithm."""
-_USUAL_SIZE = 0.06
+USUAL_SIZE = 0.06
 """Root mean square extent of a hand in m: angular size times depth."""
 
 
@@ -91,8 +91,8 @@ class LifterNetwork(nn.Module):
         """
         view = HandView.of(rays, conf)
         log_scale = view.scale.log()
-        size = (log_scale - _USUAL_LOG_SCALE)[:, None]
-        parts = [view.points.flatten(1), view.seen, size, offsets.flatten(1) / _OFFSET_UNIT, mean_betas]
+        size = (log_scale - USUAL_LOG_SCALE)[:, None]
+        parts = [view.points.flatten(1), view.seen, size, offsets.flatten(1) / OFFSET_UNIT, mean_betas]
         x = self.enter(torch.cat(parts, 1))
         for block in self.blocks:
             x = block(x)
@@ -103,7 +103,7 @@ class LifterNetwork(nn.Module):
         local = matrix_from_6d((self.usual + mean[:, :96]).reshape(-1, 16, 6))
         rotations = torch.cat([view.turn[:, None] @ local[:, :1], local[:, 1:]], 1)
         bearing = mean[:, 106:108] * view.scale[:, None]
-        depth = _USUAL_SIZE * (mean[:, 108] - log_scale).exp()
+        depth = USUAL_SIZE * (mean[:, 108] - log_scale).exp()
         ray = torch.cat([bearing, torch.ones_like(bearing[:, :1])], 1)
         root = (view.turn @ (ray * depth[:, None])[..., None])[..., 0]
         return Lifted(rotations, mean_betas + mean[:, 96:106], root, log_sd)

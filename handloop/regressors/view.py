@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 # How far along the hand each point is; their pull on the image decides which way is up.
-_ALONG = (-1.0, -0.7, -0.4, -0.2, 0.0, *(0.0, 0.3, 0.4, 0.5) * 4)
-_STRAY = 6.0
+ALONG = (-1.0, -0.7, -0.4, -0.2, 0.0, *(0.0, 0.3, 0.4, 0.5) * 4)
+STRAY = 6.0
 """Points this many times as far from the middle as the median one do not count (as in `Keypoints.box`)."""
-_FARTHEST = 4.0
+FARTHEST = 4.0
 """Where stray points are put, in units of the scale: a network needs no more to see that they are stray."""
 
 
@@ -46,7 +46,7 @@ class HandView:
         scale = (square.sum(1) / count).sqrt().clamp(min=1e-6)
         flat = flat / scale[:, None, None]
         far = flat.norm(dim=-1, keepdim=True).clamp(min=1e-9)
-        flat = flat * (_FARTHEST / far).clamp(max=1.0)
+        flat = flat * (FARTHEST / far).clamp(max=1.0)
         flat = torch.where(there[..., None], flat, torch.zeros_like(flat))
         roll = _fingers_up(flat, near)
         turn = look @ _about_z(roll).mT
@@ -66,7 +66,7 @@ def _without_strays(rays: Tensor, there: Tensor) -> Tensor:
     middle = torch.where(there[..., None], rays, nan).nanmedian(1, keepdim=True).values
     away = (rays - middle).norm(dim=-1)
     usual = torch.where(there, away, nan[..., 0]).nanmedian(1, keepdim=True).values
-    return there & ~((away > _STRAY * usual) & (usual > 0))
+    return there & ~((away > STRAY * usual) & (usual > 0))
 
 
 def _box_middle(rays: Tensor, near: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _box_middle(rays: Tensor, near: Tensor) -> Tensor:
 def _fingers_up(points: Tensor, near: Tensor) -> Tensor:
     """(B, 2, 2) turns in the picture that point the hand's mean direction up (-y)."""
     weight = near.to(points)
-    along = torch.tensor(_ALONG).to(points)
+    along = torch.tensor(ALONG).to(points)
     mean = (weight * along).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
     pull = ((weight * (along - mean))[..., None] * points).sum(1)
     length = pull.norm(dim=1, keepdim=True)

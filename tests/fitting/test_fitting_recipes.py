@@ -65,3 +65,9 @@ def test_noise_ratios() -> None:
     own = tuple(1.0 + i for i in range(21))
     assert Recipe(joint_noise=own).noise_ratios() == own
     assert Recipe(joint_noise="coco_wholebody").noise_ratios() == JOINT_NOISE["coco_wholebody"]
+
+
+def test_half_the_seeds_beside_a_proposal() -> None:
+    counts = {seeds: Recipe(seeds=seeds).seeds_beside(True) for seeds in range(7)}
+    assert counts == {0: 0, 1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 3}
+    assert all(Recipe(seeds=seeds).seeds_beside(False) == seeds for seeds in range(7))

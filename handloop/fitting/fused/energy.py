@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import inlined
+from handloop.compiler import inlined
 from handloop.fitting.fused.math import arc_tangents, robust_cost, turn_vector
 from handloop.fitting.fused.points import pose_points
 from handloop.fitting.fused.records import STRIDE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from handloop.compiler import ensure_compiled, share_out
 from handloop.core.joints import PALM_POINTS
 from handloop.core.rotations import so3_log
 from handloop.core.terms import POSE, HandState
 from handloop.fitting.anchor import Anchor
-from handloop.fitting.fused.compiler import ensure_compiled
 from handloop.fitting.fused.finish import finish_range, points_range
 from handloop.fitting.fused.math import CAUCHY, GEMAN_MCCLURE, HUBER
 from handloop.fitting.fused.records import ARENA, STRIDE, WIDTH, Model, N, Seen
@@ -126,22 +125,8 @@ class FusedEngine:
 
 
 def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:
-    """Call a compiled loop over ranges of 0 .. n - 1 on as many threads as torch uses.
-
-    Plain threads, because the kernels release the interpreter's lock: numba's own pools abort when two threads enter
-    them at once, or hang after a fork.
-    """
-
-    def one(first: int) -> None:
-        kernel(*arguments, np.zeros(ARENA), first, min(n, first + _RUN))
-
-    threads = min(torch.get_num_threads(), -(-n // _RUN))
-    if threads <= 1:
-        for first in range(0, n, _RUN):
-            one(first)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(one, range(0, n, _RUN)))
+    """Call a compiled loop over ranges of 0 .. n - 1, each with a working set of its own."""
+    share_out(lambda first, last: kernel(*arguments, np.zeros(ARENA), first, last), n, _RUN)
 
 
 def _constants(model: FitModel, recipe: Recipe, free: Tensor, has_anchor: bool) -> Model:

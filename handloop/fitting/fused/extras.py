@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import inlined
+from handloop.compiler import inlined
 from handloop.fitting.fused.linearise import angle_rows
 from handloop.fitting.fused.math import mul, right_jacobian_inverse, so3_log
 from handloop.fitting.fused.records import STRIDE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined
 from handloop.fitting.fused.math import back_substitute, factorise
 from handloop.fitting.fused.points import JOINT, point_jacobian, pose_points
 from handloop.fitting.fused.records import POINTS, RHS, SHARED, STRIDE, WIDTH, N, make_work, one_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined
 from handloop.fitting.fused.math import mul, robust_scale
 from handloop.fitting.fused.points import JOINT, chain_derivatives, point_jacobian
 from handloop.fitting.fused.records import RESIDUAL, SHARED, STRIDE, WIDTH, N

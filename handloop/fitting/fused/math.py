@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined
 from handloop.fitting.fused.records import RHS, STRIDE, WIDTH
 
 GEMAN_MCCLURE, HUBER, CAUCHY = 0, 1, 2

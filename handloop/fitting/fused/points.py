@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import inlined
+from handloop.compiler import inlined
 from handloop.fitting.fused.math import cross_columns, exp_coefficients, mul, right_jacobian, rotation, turn_vector
 from handloop.fitting.fused.records import WIDTH
 from handloop.hand.kinematics import CHAINS, STARTING_JOINT

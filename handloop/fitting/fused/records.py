@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from handloop.fitting.fused.compiler import inlined
+from handloop.compiler import inlined
 from handloop.priors.mixture import MAX_COMPONENTS
 
 N = 62

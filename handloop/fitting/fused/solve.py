@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined
 from handloop.fitting.fused.energy import energy_of
 from handloop.fitting.fused.extras import add_extras, extra_energy
 from handloop.fitting.fused.linearise import linearise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.fitting.fused.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined
 from handloop.fitting.fused.records import make_work, one_of
 from handloop.fitting.fused.solve import total_energy
 

@@ -1,4 +1,4 @@
-"""numba's settings for the fused engine, and where compiled code is kept.
+"""numba's settings for the kernels, where compiled code is kept, and how hands are shared out among threads.
 
 numba's disk cache looks only at the file of the function it compiled, not at the functions called from other files. The
 cache folder is therefore named by a hash of all kernel sources, so an edit anywhere compiles everything anew.
@@ -14,13 +14,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from numba import njit
 from numba.core import config
 
-_KERNELS = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.py") if path.name != "engine.py"))
+_PACKAGE = Path(__file__).parent
+
+_KERNELS = (
+    "compiler.py",
+    *sorted(f"fitting/fused/{f.name}" for f in (_PACKAGE / "fitting/fused").glob("*.py") if f.name != "engine.py"),
+    "regressors/lifter_kernel.py",
+    "regressors/network.py",
+    "regressors/view.py",
+)
+"""Sources of the compiled functions and of the constants they take over."""
 
 # Sums may be reordered and products fused, which is what lets loops use vector registers; NaN and infinity keep their
 # meaning, because they end bad fits.
@@ -30,8 +41,7 @@ _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 def _cache_folder() -> Path:
     """Folder of the compiled kernels for these sources: below HANDLOOP_CACHE, or the user's cache folder, or, where
     that cannot be written, a temporary one for this user."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(b"".join((here / name).read_bytes() for name in _KERNELS)).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join((_PACKAGE / name).read_bytes() for name in _KERNELS)).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     wanted = os.environ.get("HANDLOOP_CACHE") or os.path.join(cache, "handloop")
     temporary = os.path.join(tempfile.gettempdir(), f"handloop-{getpass.getuser() if os.name == 'nt' else os.getuid()}")
@@ -49,7 +59,7 @@ def _cache_folder() -> Path:
 _FOLDER = _cache_folder()
 
 
-_HERE = hashlib.sha256(f"{Path(__file__).parent} {sys.version}".encode()).hexdigest()[:16]
+_HERE = hashlib.sha256(f"{_PACKAGE} {sys.version}".encode()).hexdigest()[:16]
 _MARKER = _FOLDER / f"compiled-{_HERE}"
 """Left when these sources, at this place and for this Python, have been compiled: numba's cache is by place as well."""
 
@@ -66,7 +76,7 @@ def ensure_compiled() -> None:
     """
     if _MARKER.exists() or os.environ.get("HANDLOOP_COMPILING"):
         return
-    logging.getLogger("handloop").warning("compiling the fit, once per installation (about 20 s) ...")
+    logging.getLogger("handloop").warning("compiling the fit, once per installation (about 30 s) ...")
     environment = {**os.environ, "HANDLOOP_COMPILING": "1"}
     try:
         done = subprocess.run([sys.executable, "-c", _WARM_UP], env=environment, capture_output=True, check=False)
@@ -104,3 +114,22 @@ def _compiled(function: Callable[..., Any], inline: bool) -> Callable[..., Any]:
         return cast(Callable[..., Any], decorate(function))
     finally:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def share_out(work: Callable[[int, int], None], n: int, run: int) -> None:
+    """Call `work` with ranges (first, last) of 0 .. n - 1, `run` long, on as many threads as torch uses.
+
+    Plain threads, because the kernels release the interpreter's lock: numba's own pools abort when two threads enter
+    them at once, or hang after a fork.
+    """
+
+    def one(first: int) -> None:
+        work(first, min(n, first + run))
+
+    threads = min(torch.get_num_threads(), -(-n // run))
+    if threads <= 1:
+        for first in range(0, n, run):
+            one(first)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(one, range(0, n, run)))

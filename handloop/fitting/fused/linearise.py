@@ -174,7 +174,7 @@ def _add_limits(model, w, hessian, gradient):
                     hessian[(3 * j + e) * STRIDE + 3 * j + g] += r * rows[3 * a + g] * model.limits_scale
 
 
-@inlined
+@compiled
 def angle_rows(model, j, w):
     """w.blend = derivatives (3, 3) of joint j's flexion, abduction and twist by its axis-angle.
 

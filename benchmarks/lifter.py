@@ -42,10 +42,10 @@ WAYS: tuple[tuple[str, Recipe, bool], ...] = (
     ("lifter, 2 steps", replace(ALONE, solver=SolverOptions(2, 1e-3)), True),
     ("lifter, 4 steps", ALONE, True),
     ("lifter, to the end", replace(ALONE, solver=DEFAULT.solver), True),
-    ("8 starts, to the end", DEFAULT, False),
-    ("lifter and 2 starts", replace(DEFAULT, seeds=1), True),
-    ("lifter and 8 starts", DEFAULT, True),
-    ("8 starts, fast", replace(RECIPES["fast"], seeds=4), False),
+    ("8 starts, to the end", replace(DEFAULT, lifter=False), False),
+    ("lifter and 2 starts", replace(DEFAULT, seeds=2), True),
+    ("lifter and 4 starts: the default", DEFAULT, True),
+    ("8 starts, fast", replace(RECIPES["fast"], seeds=4, lifter=False), False),
 )
 
 

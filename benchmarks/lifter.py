@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import SEED, Case, ge2019, synthetic
+from benchmarks.accuracy_cases import SEED, Case, ge2019, synthetic
 from handloop.api import fit, pick_lifter, prediction_recipe
 from handloop.core.camera import Camera
 from handloop.core.keypoints import Keypoints
@@ -157,7 +157,7 @@ def main() -> None:
     as_a_start(lifter, (case for case in synthetic(options.hands) if " 2 px" in case.name))
     if (folder / "fpha.npz").is_file():
         as_a_start(lifter, fpha(folder, options.hands))
-        as_a_start(lifter, ge2019(folder))
+        as_a_start(lifter, ge2019(folder / "ge2019.npz"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import SEED, Case, ge2019, synthetic
+from benchmarks.accuracy_cases import SEED, Case, ge2019, synthetic
 from handloop.api import fit, pick_lifter, prediction_recipe
 from handloop.core.camera import Camera
 from handloop.core.keypoints import Keypoints
@@ -42,10 +42,10 @@ WAYS: tuple[tuple[str, Recipe, bool], ...] = (
     ("lifter, 2 steps", replace(ALONE, solver=SolverOptions(2, 1e-3)), True),
     ("lifter, 4 steps", ALONE, True),
     ("lifter, to the end", replace(ALONE, solver=DEFAULT.solver), True),
-    ("8 starts, to the end", DEFAULT, False),
-    ("lifter and 2 starts", replace(DEFAULT, seeds=1), True),
-    ("lifter and 8 starts", DEFAULT, True),
-    ("8 starts, fast", replace(RECIPES["fast"], seeds=4), False),
+    ("8 starts, to the end", replace(DEFAULT, lifter=False), False),
+    ("lifter and 2 starts", replace(DEFAULT, seeds=2), True),
+    ("lifter and 4 starts: the default", DEFAULT, True),
+    ("8 starts, fast", replace(RECIPES["fast"], seeds=4, lifter=False), False),
 )
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     as_a_start(lifter, (case for case in synthetic(options.hands) if " 2 px" in case.name))
     if (folder / "fpha.npz").is_file():
         as_a_start(lifter, fpha(folder, options.hands))
-        as_a_start(lifter, ge2019(folder))
+        as_a_start(lifter, ge2019(folder / "ge2019.npz"))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def fit(
     if joint_noise is not None:
         ratios = joint_noise if isinstance(joint_noise, str) else tuple(float(v) for v in joint_noise)
         chosen = replace(chosen, joint_noise=ratios)
-    if start is None and chosen.lifter and chosen.baseline is None:
+    if start is None and chosen.wants_lifter():
         start = _lifter_for(models.pair)
     proposal = None if start is None else propose(start, keypoints, camera, models.layout)
     return fit_keypoints(models, keypoints, camera, chosen, length, proposal=proposal)

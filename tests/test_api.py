@@ -91,6 +91,7 @@ def test_the_lifter_starts_where_it_knows_the_hand(points: np.ndarray) -> None:
     assert starts(Recipe(seeds=0)) == "lifter"
     assert starts(Recipe(lifter=False)) == "4 seeds"
     assert starts("spin") == "1 seed"
+    assert starts(Recipe(fixed=("betas",))) == "4 seeds"
     pair = load_hand("embedded")
     assert starts("default", replace(pair, right=replace(pair.right, digest="feedbeef"))) == "4 seeds"
     assert starts("default", embedded_hand("manopth")) == "4 seeds"

@@ -50,7 +50,8 @@ class Recipe:
     a proposal as the only start."""
     lifter: bool = True
     """Let the package's keypoint lifter propose one more start where there is none from the caller and the hand is the
-    one it knows, the embedded hand. Published methods and fits of 3D points alone never use it."""
+    one it knows, the embedded hand. Published methods, fits of 3D points alone and recipes that fix parameters at their
+    start never use it."""
     explore_steps: int = 4
     """Steps given to every start."""
     finalists: int = 3
@@ -103,6 +104,10 @@ class Recipe:
     def noise_ratios(self) -> tuple[float, ...]:
         """The 21 numbers of `joint_noise`."""
         return JOINT_NOISE[self.joint_noise] if isinstance(self.joint_noise, str) else self.joint_noise
+
+    def wants_lifter(self) -> bool:
+        """Whether the package's lifter has a place in this fit."""
+        return self.lifter and self.baseline is None and not self.fixed
 
     def seeds_beside(self, proposal: bool) -> int:
         """How many of `seeds` are used, with or without a proposal."""

@@ -81,17 +81,7 @@ def fit(
         ModelError: the hand model cannot be read.
     """
     keypoints, camera = _inputs(keypoints, K, is_right, image_size)
-    n = len(keypoints)
-    length = None
-    if hand_length_mm is not None:
-        length = torch.as_tensor(hand_length_mm, dtype=torch.float64) / 1000
-        if length.shape not in ((), (n,)):
-            raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
-        length = length.expand(n)
-        if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
-            raise InputError(
-                "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
-            )
+    length = None if hand_length_mm is None else hand_lengths(hand_length_mm, len(keypoints))
     models = hand_models(hand, pick_device(device), dtype, layout, prior)
     chosen = pick_recipe(recipe)
     if joint_noise is not None:
@@ -250,12 +240,36 @@ def _inputs(
         camera = K
     else:
         camera = Camera.from_matrix(K, n)
-    if n and float(camera.focal.min()) < 10:
+    check_camera(camera)
+    return keypoints, camera
+
+
+def check_camera(camera: Camera) -> None:
+    """Refuse focal lengths that cannot be in px.
+
+    Raises:
+        InputError: a normalised K, most likely.
+    """
+    if len(camera) and float(camera.focal.min()) < 10:
         raise InputError(
             f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
             "Multiply its first row by the width and its second by the height of the picture."
         )
-    return keypoints, camera
+
+
+def hand_lengths(given_mm: float | np.ndarray | Tensor, n: int) -> Tensor:
+    """(n,) m of one hand length in mm, or n; NaN where unknown.
+
+    Raises:
+        InputError: another number of lengths, or not a hand's.
+    """
+    length = torch.as_tensor(given_mm, dtype=torch.float64) / 1000
+    if length.shape not in ((), (n,)):
+        raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
+    length = length.expand(n)
+    if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
+        raise InputError("a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip.")
+    return length
 
 
 def pick_recipe(recipe: Recipe | str) -> Recipe:

@@ -151,7 +151,7 @@ def test_resume_gives_the_bytes_of_a_run_without_a_break(tmp_path: Path, monkeyp
     # Not in parts at all, so that parts are shown not to matter either.
     assert fit(*inputs, tmp_path / "whole") == 0
     monkeypatch.setattr(handloop.job, "PART", 1)
-    original, calls = handloop.job.fit, []
+    original, calls = handloop.job.fit_keypoints, []
 
     def interrupted(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -159,7 +159,7 @@ def test_resume_gives_the_bytes_of_a_run_without_a_break(tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(handloop.job, "fit", interrupted)
+    monkeypatch.setattr(handloop.job, "fit_keypoints", interrupted)
     out = tmp_path / "broken"
     assert fit(*inputs, out) == 130
     assert not (out / "results.npz").exists() and len(list((out / "parts").glob("*.npz"))) == 2

@@ -315,11 +315,13 @@ def hand_models(
     if prior is not None and not isinstance(prior, (GaussianPosePrior, MixturePosePrior)):
         prior = load_prior(prior)
     if isinstance(hand, HandPair):
+        if layout is None and prior is None:
+            return _models_of_pair(hand, device, dtype)
         return HandModels.of(hand, dtype, device, layout, prior)
     path = os.environ.get("HANDLOOP_MANO", "") if hand is None else os.fspath(hand)
     if layout is not None or prior is not None:
         return HandModels.of(_pair_of(path), dtype, device, layout, prior)
-    return _models_of(path, device, dtype)
+    return _models_of_pair(_pair_of(path), device, dtype)
 
 
 @lru_cache(maxsize=4)
@@ -328,5 +330,5 @@ def _pair_of(path: str) -> HandPair:
 
 
 @lru_cache(maxsize=4)
-def _models_of(path: str, device: torch.device, dtype: torch.dtype) -> HandModels:
-    return HandModels.of(_pair_of(path), dtype, device)
+def _models_of_pair(pair: HandPair, device: torch.device, dtype: torch.dtype) -> HandModels:
+    return HandModels.of(pair, dtype, device)

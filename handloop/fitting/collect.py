@@ -45,6 +45,7 @@ class Output:
     status: Tensor
     steps: Tensor
     apart: Tensor
+    points: Tensor
     points_sd: Tensor
     depth_sd: Tensor
     expected: Tensor
@@ -69,6 +70,7 @@ class Output:
             status=status,
             steps=torch.zeros(n, dtype=torch.int64),
             apart=energy.clone(),
+            points=torch.full((n, 21, 3), nan, dtype=like.dtype),
             points_sd=torch.full((n, 21, 3), nan, dtype=like.dtype),
             depth_sd=energy.clone(),
             expected=energy.clone(),
@@ -83,7 +85,9 @@ class Output:
         good &= torch.isfinite(solution.state.root).all(1) & torch.isfinite(solution.state.betas).all(1)
         keep = good.cpu()
         rows = at[keep]
+        points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
         for into, value in (
+            (self.points, points),
             (self.state.rotations, solution.state.rotations),
             (self.state.betas, solution.state.betas),
             (self.state.root, solution.state.root),
@@ -98,7 +102,6 @@ class Output:
         self.status[rows] = ended[good].cpu()
         if ends.posterior is not None:
             count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
-            points = model.kinematics.points(solution.state.rotations, solution.state.betas, solution.state.root)
             trust = judge(ends.posterior, points, ends.terms, count, best.others, best.above)
             self.points_sd[rows] = trust.points_sd[good].cpu()
             self.depth_sd[rows] = trust.depth_sd[good].cpu()
@@ -113,17 +116,15 @@ class Output:
 def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output) -> FitResult:
     dtype = out.energy.dtype
     root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
-    joints = torch.full((len(keypoints), 21, 3), float("nan"), dtype=dtype)
+    joints = out.points.clone()
     pose_limit = torch.zeros(len(keypoints), dtype=dtype)
-    meant = joints.clone()
     for model, rows in models.split(keypoints.is_right):
         kinematics = model.plain
         state = out.state.select(rows)
         pose_limit[rows] = model.pose_prior.energy_limit
         root_offset[rows] = kinematics.root_offset(state.betas)
-        joints[rows] = kinematics.points(state.rotations, state.betas, state.root)
-        layout = kinematics.with_offsets(model.kinematics.offsets)
-        meant[rows] = layout.points(state.rotations, state.betas, state.root)
+        if model.kinematics.offsets is not None:
+            joints[rows] = kinematics.points(state.rotations, state.betas, state.root)
     canonical = HandParams.from_rotation_matrices(out.state.rotations, out.state.betas, out.state.root - root_offset)
     mirrored = canonical.mirrored()
     side = keypoints.is_right[:, None]
@@ -132,7 +133,7 @@ def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: 
     )
     sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
     mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
-    joints, meant = joints * mirror, meant * mirror
+    joints, meant = joints * mirror, out.points * mirror
     factor = torch.where(camera.is_known(), 1.0, out.state.log_focal.double().exp().nan_to_num(1.0))
     used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
     fit_2d = used.project(meant.double())

@@ -300,10 +300,10 @@ def methods(scale: float, spin_batch: int) -> list[Method]:
         Method("tensor", by_tensor, hands(1024)),
         Method("spin, full mesh, batch 64", partial(by_classic, full, 64), hands(128)),
         Method("spin, joints", partial(by_classic, SpinOptions(), spin_batch), hands(1024)),
-        Method("spin 500+500, joints", partial(by_classic, long, spin_batch), hands(1024)),
+        Method("spin 500+500, joints", partial(by_classic, long, spin_batch), hands(512)),
         Method("smplify", partial(by_classic, SmplifyOptions(), 64), hands(256)),
         Method("scipy least_squares", by_scipy, hands(64)),
     ]
     if importlib.util.find_spec("smplx") is not None:
-        out.append(Method("LBFGS, smplx mesh", by_lbfgs, hands(16)))
+        out.append(Method("LBFGS, smplx mesh", by_lbfgs, hands(8)))
     return out

@@ -18,6 +18,7 @@ from handloop.core.layout import KeypointLayout
 from handloop.core.proposal import Proposal
 from handloop.core.results import FitResult
 from handloop.fitting.fit import fit_keypoints
+from handloop.fitting.observe import before_the_camera
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.fitting.solver import SolverOptions
@@ -198,17 +199,13 @@ def fit_joints(
         raise InputError(f"joints have shape {tuple(given.shape)}, expected (N, 21, 3) m or (N, 21, 4) with a weight.")
     if given.shape[2] == 3:
         given = torch.cat([given, torch.ones_like(given[..., :1])], 2)
-    known = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
-    xyz = torch.where(known[..., None], given[..., :3], torch.full_like(given[..., :3], float("nan")))
-    middle = xyz.nanmean(1, keepdim=True).nan_to_num(0.0)
-    size = (xyz - middle).nan_to_num(0.0).norm(dim=-1).amax(1)
+    points, shift = before_the_camera(given)
+    size = (points[..., :3] - points.new_tensor([0.0, 0.0, 1.0])).norm(dim=-1)
+    size = (size * (points[..., 3] > 0)).amax(1)
     if len(size) and float(size.median()) > 2:
         raise InputError(
             f"the joints spread over {float(size.median()):.0f} units, expected metres; divide millimetres by 1000."
         )
-    # The solver keeps wrists in front of a camera; without 2D any shift will do, and it is taken back at the end.
-    shift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - middle
-    points = torch.cat([xyz.nan_to_num(0.0) + shift, known.double()[..., None] * given[..., 3:]], 2)
     n = len(given)
     keypoints = Keypoints.from_arrays(torch.zeros(n, 21, 3), is_right)
     camera = Camera.assumed(keypoints.image_size, keypoints.box())

@@ -24,14 +24,13 @@ import torch
 
 from benchmarks.accuracy_cases import Case, real, synthetic
 from benchmarks.accuracy_gate import Baseline, Figures, check, key
+from benchmarks.results_page import renew
 from handloop.api import fit
 from handloop.evaluation.alignment import similarity
 from handloop.fitting.baselines import SpinOptions
 from handloop.fitting.recipes import RECIPES, Recipe
 
 BASELINE = Path(__file__).parent / "baselines" / "accuracy.json"
-RESULTS = Path("docs/results.md")
-BEGIN, END = "<!-- accuracy -->", "<!-- end of accuracy -->"
 SPIN_LONG = SpinOptions(steps_camera=500, steps_all=500)
 METHODS: dict[str, Recipe] = {
     **RECIPES,
@@ -92,10 +91,8 @@ def run(cases: Sequence[Case], recipes: Sequence[str] = ()) -> dict[str, Figures
 
 def write(figures: dict[str, Figures], hands: int) -> None:
     """Renew the accuracy part of docs/results.md and the baseline; all else stays."""
-    text = RESULTS.read_text(encoding="utf-8")
-    start, end = text.index(BEGIN), text.index(END)
     rows = "\n".join(f"| {name.replace(' / ', ' | ')} {f.row()}" for name, f in figures.items())
-    RESULTS.write_text(f"{text[:start]}{BEGIN}\n\n{HEAD}\n{rows}\n\n{text[end:]}", encoding="utf-8")
+    renew("accuracy", f"{HEAD}\n{rows}")
     BASELINE.parent.mkdir(exist_ok=True)
     Baseline(hands, figures).save(BASELINE)
 

@@ -18,6 +18,7 @@ from handloop.core.layout import KeypointLayout
 from handloop.core.proposal import Proposal
 from handloop.core.results import FitResult
 from handloop.fitting.fit import fit_keypoints
+from handloop.fitting.observe import before_the_camera
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.fitting.solver import SolverOptions
@@ -82,25 +83,16 @@ def fit(
         ModelError: the hand model cannot be read.
     """
     keypoints, camera = _inputs(keypoints, K, is_right, image_size)
-    n = len(keypoints)
-    length = None
-    if hand_length_mm is not None:
-        length = torch.as_tensor(hand_length_mm, dtype=torch.float64) / 1000
-        if length.shape not in ((), (n,)):
-            raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
-        length = length.expand(n)
-        if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
-            raise InputError(
-                "a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip."
-            )
+    length = None if hand_length_mm is None else hand_lengths(hand_length_mm, len(keypoints))
     models = hand_models(hand, pick_device(device), dtype, layout, prior)
     chosen = pick_recipe(recipe)
     if joint_noise is not None:
         ratios = joint_noise if isinstance(joint_noise, str) else tuple(float(v) for v in joint_noise)
         chosen = replace(chosen, joint_noise=ratios)
-    if start is None and chosen.wants_lifter():
-        start = _lifter_for(models.pair)
-    proposal = None if start is None else propose(start, keypoints, camera, models.layout)
+    if start is None:
+        proposal = lifter_proposal(models, chosen, keypoints, camera)
+    else:
+        proposal = propose(start, keypoints, camera, models.layout)
     return fit_keypoints(models, keypoints, camera, chosen, length, proposal=proposal)
 
 
@@ -179,6 +171,12 @@ def _shipped_lifter() -> Lifter:
     return Lifter.shipped()
 
 
+def lifter_proposal(models: HandModels, recipe: Recipe, keypoints: Keypoints, camera: Camera) -> Proposal | None:
+    """The package's lifter's hands, where the recipe wants them and the lifter knows the hand model."""
+    start = _lifter_for(models.pair) if recipe.wants_lifter() else None
+    return None if start is None else propose(start, keypoints, camera, models.layout)
+
+
 def propose(start: Start, keypoints: Keypoints, camera: Camera, layout: KeypointLayout) -> Proposal:
     """The hands to start from, from wherever they come.
 
@@ -226,17 +224,13 @@ def fit_joints(
         raise InputError(f"joints have shape {tuple(given.shape)}, expected (N, 21, 3) m or (N, 21, 4) with a weight.")
     if given.shape[2] == 3:
         given = torch.cat([given, torch.ones_like(given[..., :1])], 2)
-    known = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
-    xyz = torch.where(known[..., None], given[..., :3], torch.full_like(given[..., :3], float("nan")))
-    middle = xyz.nanmean(1, keepdim=True).nan_to_num(0.0)
-    size = (xyz - middle).nan_to_num(0.0).norm(dim=-1).amax(1)
+    points, shift = before_the_camera(given)
+    size = (points[..., :3] - points.new_tensor([0.0, 0.0, 1.0])).norm(dim=-1)
+    size = (size * (points[..., 3] > 0)).amax(1)
     if len(size) and float(size.median()) > 2:
         raise InputError(
             f"the joints spread over {float(size.median()):.0f} units, expected metres; divide millimetres by 1000."
         )
-    # The solver keeps wrists in front of a camera; without 2D any shift will do, and it is taken back at the end.
-    shift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - middle
-    points = torch.cat([xyz.nan_to_num(0.0) + shift, known.double()[..., None] * given[..., 3:]], 2)
     n = len(given)
     keypoints = Keypoints.from_arrays(torch.zeros(n, 21, 3), is_right)
     camera = Camera.assumed(keypoints.image_size, keypoints.box())
@@ -270,12 +264,36 @@ def _inputs(
         camera = Camera.from_matrix(K, n)
     if len(camera) != n:
         raise InputError(f"{n} hands but {len(camera)} cameras were given.")
-    if n and float(camera.focal.min()) < 10:
+    check_camera(camera)
+    return keypoints, camera
+
+
+def check_camera(camera: Camera) -> None:
+    """Refuse focal lengths that cannot be in px.
+
+    Raises:
+        InputError: a normalised K, most likely.
+    """
+    if len(camera) and float(camera.focal.min()) < 10:
         raise InputError(
             f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
             "Multiply its first row by the width and its second by the height of the picture."
         )
-    return keypoints, camera
+
+
+def hand_lengths(given_mm: float | np.ndarray | Tensor, n: int) -> Tensor:
+    """(n,) m of one hand length in mm, or n; NaN where unknown.
+
+    Raises:
+        InputError: another number of lengths, or not a hand's.
+    """
+    length = torch.as_tensor(given_mm, dtype=torch.float64) / 1000
+    if length.shape not in ((), (n,)):
+        raise InputError(f"hand_length_mm has shape {tuple(length.shape)}, expected one number or ({n},).")
+    length = length.expand(n)
+    if not bool((torch.isnan(length) | ((length > 0.05) & (length < 0.4))).all()):
+        raise InputError("a hand length outside 50 to 400 mm was given, expected mm from wrist to middle fingertip.")
+    return length
 
 
 def pick_recipe(recipe: Recipe | str) -> Recipe:
@@ -321,11 +339,13 @@ def hand_models(
     if prior is not None and not isinstance(prior, (GaussianPosePrior, MixturePosePrior)):
         prior = load_prior(prior)
     if isinstance(hand, HandPair):
+        if layout is None and prior is None:
+            return _models_of_pair(hand, device, dtype)
         return HandModels.of(hand, dtype, device, layout, prior)
     path = os.environ.get("HANDLOOP_MANO", "") if hand is None else os.fspath(hand)
     if layout is not None or prior is not None:
         return HandModels.of(_pair_of(path), dtype, device, layout, prior)
-    return _models_of(path, device, dtype)
+    return _models_of_pair(_pair_of(path), device, dtype)
 
 
 @lru_cache(maxsize=4)
@@ -334,5 +354,5 @@ def _pair_of(path: str) -> HandPair:
 
 
 @lru_cache(maxsize=4)
-def _models_of(path: str, device: torch.device, dtype: torch.dtype) -> HandModels:
-    return HandModels.of(_pair_of(path), dtype, device)
+def _models_of_pair(pair: HandPair, device: torch.device, dtype: torch.dtype) -> HandModels:
+    return HandModels.of(pair, dtype, device)

@@ -26,18 +26,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from torch import Tensor
 
 from handloop._version import __version__
-from handloop.api import fit, hand_models, pick_device, pick_lifter, prediction_recipe, propose
+from handloop.api import (
+    check_camera,
+    hand_lengths,
+    hand_models,
+    lifter_proposal,
+    pick_device,
+    pick_lifter,
+    prediction_recipe,
+    propose,
+)
 from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.proposal import Proposal
 from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merge_arrays, save_npz, write_text
+from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
-from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior
 from handloop.regressors.lifter import Lifter
 
@@ -82,6 +92,8 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) 
         read = read_keypoints(command.inputs, options)
     keypoints = read.keypoints
     camera, camera_notes = choose_camera(command, read)
+    check_camera(camera)
+    length = None if command.hand_length is None else hand_lengths(command.hand_length, len(keypoints))
     notes = [*read.notes, *camera_notes, *_model_notes(models)]
     _say_what_was_read(console, read, notes)
     out = command.out
@@ -99,7 +111,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) 
     started = time.monotonic()
     source = start.for_pair(models.pair) if isinstance(start, Lifter) else start
     proposal = None if source is None else propose(source, keypoints, camera, models.layout)
-    result = _fit_in_parts(command, recipe, models, prior, keypoints, camera, proposal, console)
+    result = _fit_in_parts(command, recipe, models, keypoints, camera, length, proposal, console)
     seconds = time.monotonic() - started
     path = result.save(out)
     _write_summary(out, result, read, notes, seconds)
@@ -184,9 +196,9 @@ def _fit_in_parts(
     command: KeypointCommand,
     recipe: Recipe,
     models: HandModels,
-    prior: PosePriorModel | None,
     keypoints: Keypoints,
     camera: Camera,
+    length: Tensor | None,
     proposal: Proposal | None,
     console: Console,
 ) -> FitResult:
@@ -208,19 +220,13 @@ def _fit_in_parts(
             rows = torch.arange(start, min(start + PART, n))
             part = _earlier_part(path)
             if part is None:
-                length = None if command.hand_length is None else np.full(len(rows), command.hand_length)
-                fitted = fit(
-                    keypoints.select(rows),
-                    camera.select(rows),
-                    hand=models.pair,
-                    recipe=recipe,
-                    layout=models.layout,
-                    prior=prior,
-                    hand_length_mm=length,
-                    start=None if proposal is None else proposal.select(rows),
-                    device=command.device,
-                    dtype=models.right.like.dtype,
-                )
+                points, view = keypoints.select(rows), camera.select(rows)
+                if proposal is None:
+                    first = lifter_proposal(models, recipe, points, view)
+                else:
+                    first = proposal.select(rows)
+                known = None if length is None else length[rows]
+                fitted = fit_keypoints(models, points, view, recipe, known, proposal=first)
                 part = fitted.arrays()
                 save_npz(path, part)
             arrays.append(part)
@@ -358,7 +364,9 @@ def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds:
         console.print(f"none of {len(result)} hands {done}.")
     doubtful = [text for text, ok in zip(result.doubts, result.fitted().tolist(), strict=True) if ok and text]
     if doubtful:
-        counts = Counter(reason for text in doubtful for reason in text.split("; "))
+        counts: Counter[str] = Counter()
+        for text, count in Counter(doubtful).items():
+            counts.update(dict.fromkeys(text.split("; "), count))
         named = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
         style = "red" if len(doubtful) > fitted / 2 else "yellow"
         console.print(f"{len(doubtful)} of them are doubtful: {named}.", style=style, markup=False)

@@ -146,12 +146,19 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one/results.npz").read_bytes() == (tmp_path / "two/results.npz").read_bytes()
 
 
+def test_a_normalised_camera_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = np.random.default_rng(0).uniform(100, 300, (2, 21, 2))
+    np.savez(tmp_path / "hands.npz", keypoints_2d=points, K=np.array([[1.1, 0, 0.5], [0, 1.4, 0.5], [0, 0, 1.0]]))
+    assert fit(tmp_path / "hands.npz", "--out", tmp_path / "out") == 2
+    assert "is K normalised?" in " ".join(capsys.readouterr().err.split())
+
+
 def test_resume_gives_the_bytes_of_a_run_without_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [*TWO_FILES, "--out"]
     # Not in parts at all, so that parts are shown not to matter either.
     assert fit(*inputs, tmp_path / "whole") == 0
     monkeypatch.setattr(handloop.job, "PART", 1)
-    original, calls = handloop.job.fit, []
+    original, calls = handloop.job.fit_keypoints, []
 
     def interrupted(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -159,7 +166,7 @@ def test_resume_gives_the_bytes_of_a_run_without_a_break(tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(handloop.job, "fit", interrupted)
+    monkeypatch.setattr(handloop.job, "fit_keypoints", interrupted)
     out = tmp_path / "broken"
     assert fit(*inputs, out) == 130
     assert not (out / "results.npz").exists() and len(list((out / "parts").glob("*.npz"))) == 2

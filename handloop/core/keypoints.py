@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -101,6 +102,10 @@ class Keypoints:
         would otherwise set a hand's scale, and with it its noise level and assumed camera. In a whole hand the farthest
         point is not three times as far out as the median one.
         """
+        return self._box.clone()
+
+    @cached_property
+    def _box(self) -> Tensor:
         big = torch.finfo(torch.float64).max
         nan = torch.full_like(self.xy, float("nan"))
         visible = self.conf > 0
@@ -115,7 +120,7 @@ class Keypoints:
 
     def box_size(self) -> Tensor:
         """(N,) the longer side of `box`, px."""
-        box = self.box()
+        box = self._box
         return (box[:, 2:] - box[:, :2]).amax(1)
 
     def select(self, index: Tensor | np.ndarray | Sequence[int]) -> Keypoints:

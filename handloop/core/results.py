@@ -172,7 +172,7 @@ class FitResult:
                 return torch.as_tensor(arrays[key])
 
             points = tensor("keypoints_2d").double()
-            ids, source, image = (tuple(map(str, arrays[key])) for key in ("id", "source", "image"))
+            ids, source, image = (tuple(arrays[key].tolist()) for key in ("id", "source", "image"))
             return cls(
                 params=HandParams(*(tensor(key) for key in ("global_orient", "hand_pose", "betas", "transl"))),
                 joints=tensor("joints"),
@@ -180,9 +180,9 @@ class FitResult:
                 keypoints_3d_sd=tensor("keypoints_3d_sd"),
                 depth_sd=tensor("depth_sd"),
                 expected_error_mm=tensor("expected_error_mm"),
-                weakest=tuple(map(str, arrays["weakest"])),
+                weakest=tuple(arrays["weakest"].tolist()),
                 plausible=tensor("plausible"),
-                doubts=tuple(map(str, arrays["doubts"])),
+                doubts=tuple(arrays["doubts"].tolist()),
                 keypoints=Keypoints(
                     *(points[..., :2], points[..., 2], tensor("is_right"), tensor("image_size")),
                     *(ids, source, tensor("frame"), image),

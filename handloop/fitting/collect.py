@@ -148,7 +148,7 @@ def result_of(
     fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
-    against = reasons_against(out.terms, pose_limit, params.betas, recipe, relative, out.gap, out.apart)
+    doubts = reasons_against(out.terms, pose_limit, params.betas, recipe, relative, out.gap, out.apart)
     usable = usable_status(out.status)
     return FitResult(
         params=params,
@@ -158,8 +158,8 @@ def result_of(
         depth_sd=out.depth_sd,
         expected_error_mm=1000 * out.expected,
         weakest=tuple(out.weakest),
-        doubts=tuple("; ".join(reasons) for reasons in against),
-        plausible=usable & torch.tensor([not reasons for reasons in against], dtype=torch.bool),
+        doubts=doubts,
+        plausible=usable & torch.tensor([not text for text in doubts], dtype=torch.bool),
         keypoints=keypoints,
         camera=used,
         keypoints_2d_fit=fit_2d,

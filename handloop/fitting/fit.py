@@ -230,6 +230,8 @@ def _fit_chunk(
         best = fit_from(engine, proposed, 1, recipe)
         out.put(at, best, engine.finish(best.solution.state, recipe.posterior), seen)
         return
+    if proposed is None:
+        recipe = replace(recipe, explore_steps=2 * recipe.explore_steps)
     seeds = model.seeds[: recipe.seeds_beside(proposed is not None)]
     starts = engine.starts(model.kinematics, seeds, seen.views())
     in_3d = (seen.inverse_sigma_3d > 0).sum(1) >= MIN_POINTS

@@ -19,7 +19,7 @@ from handloop.core.layout import KeypointLayout
 from handloop.core.terms import HandState
 from handloop.fitting.engines import choose_engine
 from handloop.fitting.fit import fit_from
-from handloop.fitting.observe import Observations
+from handloop.fitting.observe import Observations, before_the_camera
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import SolverOptions
@@ -115,10 +115,7 @@ def update_offsets(
 
 
 def _observations(joints: Tensor, is_right: Tensor, recipe: Recipe) -> Observations:
-    known = torch.isfinite(joints).all(-1, keepdim=True)
-    xyz = torch.where(known, joints, torch.full_like(joints, float("nan")))
-    shift = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - xyz.nanmean(1, keepdim=True)
-    points = torch.cat([(xyz + shift).nan_to_num(0.0), known.double()], 2)
+    points, _ = before_the_camera(torch.cat([joints, torch.ones_like(joints[..., :1])], 2))
     n = len(joints)
     keypoints = Keypoints.from_arrays(torch.zeros(n, 21, 3), is_right)
     camera = Camera.assumed(keypoints.image_size, keypoints.box())

@@ -16,6 +16,22 @@ _KNOWN_FOCAL = 1e5
 """Inverse relative deviation of a focal length that is known, where others of the batch are free."""
 
 
+def before_the_camera(joints: Tensor) -> tuple[Tensor, Tensor]:
+    """Hands in 3D moved before a camera: solvers keep wrists there, and without 2D any place will do.
+
+    Args:
+        joints: (N, 21, 4) x, y, z in m, any frame, and weight; points that are not finite count as unknown.
+
+    Returns:
+        (N, 21, 4) with the known points' middle at 1 m and weight 0 for unknown ones; (N, 1, 3) m that was added.
+    """
+    known = torch.isfinite(joints).all(-1) & (joints[..., 3] > 0)
+    xyz = torch.where(known[..., None], joints[..., :3], torch.full_like(joints[..., :3], float("nan")))
+    shift = torch.tensor([0.0, 0.0, 1.0]).to(joints) - xyz.nanmean(1, keepdim=True).nan_to_num(0.0)
+    weight = torch.where(known, joints[..., 3], torch.zeros_like(joints[..., 3]))
+    return torch.cat([xyz.nan_to_num(0.0) + shift, weight[..., None]], 2), shift
+
+
 @dataclass(frozen=True, eq=False)
 class Observations:
     """B hands of one model."""

@@ -53,7 +53,7 @@ class Recipe:
     one it knows, the embedded hand. Published methods, fits of 3D points alone and recipes that fix parameters at their
     start never use it."""
     explore_steps: int = 4
-    """Steps given to every start."""
+    """Steps given to every start beside a proposal; twice as many where there is none."""
     finalists: int = 3
     """How many starts are taken to convergence."""
     solver: SolverOptions = field(default_factory=SolverOptions)

@@ -83,8 +83,8 @@ def reasons_against(
     relative_rms: Tensor,
     gap: Tensor,
     apart: Tensor,
-) -> list[list[str]]:
-    """What speaks against each of B fits; empty lists for plausible ones.
+) -> tuple[str, ...]:
+    """What speaks against each of B fits, reasons joined by "; "; "" for plausible ones.
 
     Args:
         terms: (B,) energies by term.
@@ -105,8 +105,8 @@ def reasons_against(
         (terms["points_3d"] > missed, "the joints miss the 3D points"),
         ((gap < 1) & (apart > 0.015), "another pose explains the keypoints as well"),
     )
-    out: list[list[str]] = [[] for _ in range(len(betas))]
-    for mask, text in checks:
-        for i in mask.nonzero()[:, 0].tolist():
-            out[i].append(text)
-    return out
+    code = sum((mask.long() << i for i, (mask, _) in enumerate(checks)), torch.zeros(len(betas), dtype=torch.int64))
+    # Of all that may come together only a few do: each is put into words once, however many hands there are.
+    kinds, kind = code.unique(return_inverse=True)
+    said = ["; ".join(text for i, (_, text) in enumerate(checks) if k >> i & 1) for k in kinds.tolist()]
+    return tuple(said[k] for k in kind.tolist())

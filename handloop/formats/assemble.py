@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ def assemble(files: list[tuple[FoundFile, FileHands]], options: ReadOptions, not
         is_right,
         rows.size,
         ids=_ids(rows),
-        source=[_source(rows, i) for i in range(len(rows))],
+        source=_sources(rows),
         frame=_frames(rows),
         image=rows.image,
     )
@@ -134,18 +135,29 @@ def _ids(rows: Rows) -> tuple[str, ...]:
     return unique_ids(ids)
 
 
-def _source(rows: Rows, i: int) -> str:
-    found, hands = rows.files[rows.file[i]]
-    own = hands.sources[rows.row[i]] if hands.sources is not None else ""
-    return own or str(found.path)
+def _sources(rows: Rows) -> list[str]:
+    paths = [str(found.path) for found, _ in rows.files]
+    given = [hands.sources for _, hands in rows.files]
+    out = []
+    for file, row in zip(rows.file.tolist(), rows.row.tolist(), strict=True):
+        own = given[file]
+        out.append((own[row] if own is not None else "") or paths[file])
+    return out
 
 
 def _frames(rows: Rows) -> np.ndarray:
     out = np.full(len(rows), -1, dtype=np.int64)
-    for i, (file, row) in enumerate(zip(rows.file.tolist(), rows.row.tolist(), strict=True)):
-        found, hands = rows.files[file]
-        out[i] = frame_number(found) if hands.frames is None else hands.frames[row]
+    for at, found, hands in _by_file(rows):
+        out[at] = frame_number(found) if hands.frames is None else hands.frames[rows.row[at]]
     return out
+
+
+def _by_file(rows: Rows) -> Iterator[tuple[slice, FoundFile, FileHands]]:
+    """Each file that has hands, and where: rows stand in the order of the files."""
+    ends = np.searchsorted(rows.file, np.arange(len(rows.files) + 1)).tolist()
+    for (found, hands), first, end in zip(rows.files, ends[:-1], ends[1:], strict=True):
+        if end > first:
+            yield slice(first, end), found, hands
 
 
 def _camera(rows: Rows, keypoints: Keypoints) -> Camera | None:
@@ -154,12 +166,11 @@ def _camera(rows: Rows, keypoints: Keypoints) -> Camera | None:
     matrix = np.full((len(rows), 3, 3), np.nan)
     # Zeros behind a shorter list of coefficients are the same lens.
     dist = np.zeros((len(rows), width))
-    for i, (file, row) in enumerate(zip(rows.file.tolist(), rows.row.tolist(), strict=True)):
-        hands = rows.files[file][1]
+    for at, _, hands in _by_file(rows):
         if hands.matrix is not None:
-            matrix[i] = hands.matrix[row]
+            matrix[at] = hands.matrix[rows.row[at]]
             if hands.dist is not None:
-                dist[i, : hands.dist.shape[1]] = hands.dist[row]
+                dist[at, : hands.dist.shape[1]] = hands.dist[rows.row[at]]
     known = torch.from_numpy(np.isfinite(matrix).all((1, 2)))
     if not bool(known.any()):
         return None
@@ -177,6 +188,5 @@ def _truth(rows: Rows) -> torch.Tensor | None:
         return None
     if not have.all():
         return None
-    joints = [rows.files[f][1].truth for f in rows.file.tolist()]
-    picked = [j[r] for j, r in zip(joints, rows.row.tolist(), strict=True) if j is not None]
-    return torch.from_numpy(np.stack(picked))
+    picked = [hands.truth[rows.row[at]] for at, _, hands in _by_file(rows) if hands.truth is not None]
+    return torch.from_numpy(np.concatenate(picked))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Rows:
 
     def select(self, keep: np.ndarray) -> Rows:
         """The rows named by an (N,) bool array."""
-        image = tuple(name for name, kept in zip(self.image, keep, strict=True) if kept)
+        image = self.image if keep.all() else tuple(compress(self.image, keep.tolist()))
         return Rows(
             self.files,
             self.file[keep],

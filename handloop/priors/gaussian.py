@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import chi2
+from scipy.special import gammaincinv
 from torch import Tensor
 
 from handloop.core.errors import InputError
@@ -105,7 +105,7 @@ class GaussianPosePrior:
     @property
     def energy_limit(self) -> float:
         """99.9 % of poses drawn from the prior have less energy (chi-squared with 45 degrees of freedom)."""
-        return 0.5 * float(chi2.ppf(TYPICAL, 45))
+        return float(gammaincinv(45 / 2, TYPICAL))
 
     def to(self, like: Tensor) -> GaussianPosePrior:
         """The same on the device and in the dtype of `like`."""

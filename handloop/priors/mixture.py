@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.stats import chi2
+from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
 from handloop.core.errors import InputError
@@ -89,12 +88,14 @@ class MixturePosePrior:
         A pose of component k costs no more than the component's offset plus half a chi-squared number of 45 degrees of
         freedom; broad components have large offsets, so that the limit of a single Gaussian would condemn all theirs.
         """
+        from scipy.optimize import brentq
+
         weights, offsets = self.weights.double().cpu().numpy(), self.offsets.double().cpu().numpy()
 
         def excess(energy: float) -> float:
-            return float(weights @ chi2.cdf(2 * (energy - offsets), 45)) - TYPICAL
+            return float(weights @ gammainc(45 / 2, np.maximum(energy - offsets, 0.0))) - TYPICAL
 
-        return float(brentq(excess, 0.0, 0.5 * chi2.ppf(TYPICAL, 45) + offsets.max() + 1.0))
+        return float(brentq(excess, 0.0, gammaincinv(45 / 2, TYPICAL) + offsets.max() + 1.0))
 
     def to(self, like: Tensor) -> MixturePosePrior:
         """The same on the device and in the dtype of `like`."""

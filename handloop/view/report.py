@@ -35,6 +35,9 @@ from handloop.view.selection import vertices_of
 FILES = "report_files"
 """The folder beside the page."""
 
+MAX_TABLE = 20_000
+"""Hands in the page's table, worst first: a browser holds no more at ease. results.npz has all."""
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -66,7 +69,7 @@ def write_report(
         faces_right, faces_left: (F, 3) vertex ids of each side's mesh, outward (see `write_overlays`).
         folder: made if missing. Files of an earlier report there are overwritten, never deleted.
         max_hands: hands that get a card with drawing and mesh: two thirds the worst (at most a quarter without a fit),
-            the rest spread over the others. The table holds all hands in any case.
+            the rest spread over the others. The table holds the worst `MAX_TABLE` hands in any case.
         title: the heading.
         notes: what was assumed, in sentences, shown loudly. That a focal length is assumed is said without being asked.
         problems: what could not be read or fitted; each is shown as its text.
@@ -86,7 +89,7 @@ def write_report(
     percent = box_percent(result)
     extra = _extra_columns(result, columns or {})
     _write_plotly(target / FILES / "plotly.min.js")
-    _write_data(target / FILES / "data.js", order, chosen, [*_own_columns(result, percent), *extra])
+    _write_data(target / FILES / "data.js", order[:MAX_TABLE], chosen, [*_own_columns(result, percent), *extra])
     drawn = _write_meshes(target / FILES / "meshes.js", result, chosen, faces_right, faces_left)
     drawings = write_overlays(result, faces_right, faces_left, target / FILES, chosen, suffix=".jpg")
     cards = [
@@ -100,7 +103,7 @@ def write_report(
         html.box("What was assumed", [*camera_notes(result), *notes]),
         html.box("Problems", [str(problem) for problem in problems], bad=True),
         *_charts(result, percent),
-        html.table(),
+        html.table(len(order), MAX_TABLE),
         *_sections(cards, shown, len(order)),
         html.about({**result.hand.provenance(), **result.provenance}),
     ]

@@ -64,9 +64,10 @@ def box(heading: str, sentences: Sequence[str], bad: bool = False) -> str:
     return f'<section class="box{" bad" if bad else ""}"><h2>{escape(heading)}</h2><ul>{items}</ul></section>'
 
 
-def table() -> str:
-    """The table's frame; page.js fills it."""
-    return """<h2 id="table">All hands</h2>
+def table(n: int, most: int) -> str:
+    """The table's frame for n hands, of which it shows so many; page.js fills it."""
+    heading = "All hands" if n <= most else f"The worst {most:,} of {n:,} hands (all are in results.npz)"
+    return f"""<h2 id="table">{heading}</h2>
 <p class="soft">Worst first: hands without a fit, then by error relative to the hand. Click a heading to sort by it.</p>
 <div class="tools"><input type="search" id="filter" placeholder="part of an id" aria-label="show ids that contain">
 <button type="button" id="back">Back</button><button type="button" id="next">Next</button>

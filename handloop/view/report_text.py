@@ -75,7 +75,8 @@ def worst_first(result: FitResult) -> list[int]:
     done = result.fitted().cpu().numpy()
     error = box_percent(result)
     error = np.where(np.isfinite(error), error, np.inf)
-    return sorted(range(len(result)), key=lambda row: (bool(done[row]), -error[row], row))
+    rows: list[int] = np.lexsort((-error, done)).tolist()
+    return rows
 
 
 def camera_notes(result: FitResult) -> list[str]:
@@ -103,7 +104,7 @@ def facts(result: FitResult, row: int, percent: float) -> list[Fact]:
     out.append(Fact("Input points", f"{int(seen.sum())} of 21", text))
     if not bool(result.fitted()[row]):
         return out + _origin(result, row)
-    box = float(kp.box_size()[row])
+    box = float(kp.select([row]).box_size())
     out.append(
         Fact(
             "Reprojection error",

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from handloop.evaluation.alignment import similarity
 from handloop.fitting.posterior import summarise
-from handloop.fitting.trust import INFLATION, Trust, judge
+from handloop.fitting.recipes import Recipe
+from handloop.fitting.trust import INFLATION, Trust, judge, reasons_against
 
 F64 = torch.float64
 FREEDOM = 36.0
@@ -90,3 +91,19 @@ def test_and_makes_a_gap_count_for_less() -> None:
     sharp = float(trust(sure, bend, [1.0]).expected_error)
     soft = float(trust(sure, bend, [4.0], 4 * FREEDOM / 2).expected_error)
     assert soft == pytest.approx(sharp, rel=1e-4)
+
+
+def test_reasons_are_joined_in_order_and_belong_to_their_hands() -> None:
+    zero = torch.zeros(4, dtype=F64)
+    terms = {"limits": zero.clone(), "pose_prior": zero.clone(), "points_3d": zero.clone()}
+    betas, relative, gap, apart = torch.zeros(4, 10, dtype=F64), zero.clone(), zero + 9.0, zero + 0.1
+    terms["pose_prior"][1] = terms["pose_prior"][3] = 50.0
+    betas[1, 4], relative[3], gap[2] = -3.5, 0.06, 0.5
+    said = reasons_against(terms, zero + 40.0, betas, Recipe(), relative, gap, apart)
+    assert said == (
+        "",
+        "the pose is unlike any the model knows; the shape is an outlier",
+        "another pose explains the keypoints as well",
+        "the pose is unlike any the model knows; the joints miss the keypoints",
+    )
+    assert reasons_against({k: v[:0] for k, v in terms.items()}, zero[:0], betas[:0], Recipe(), *[zero[:0]] * 3) == ()

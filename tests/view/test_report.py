@@ -109,6 +109,16 @@ def test_the_table_has_all_hands_worst_first(blob, make_result, tmp_path):
     assert "<x>" in parsed.words and "6 of 12 hands" in " ".join(parsed.words)
 
 
+def test_of_many_hands_the_table_has_the_worst(blob, make_result, tmp_path, monkeypatch):
+    whole, _, _ = _report(blob, make_result(12), tmp_path / "whole", max_hands=6)
+    monkeypatch.setattr("handloop.view.report.MAX_TABLE", 5)
+    page, _, parsed = _report(blob, make_result(12), tmp_path / "part", max_hands=6)
+    data, all_data = (_script(p.parent / "report_files" / "data.js", "handloopReport") for p in (page, whole))
+    assert data["rows"] == all_data["rows"][:5]
+    assert "The worst 5 of 12 hands (all are in results.npz)" in parsed.words
+    assert len([a for tag, a in parsed.tags if tag == "article"]) == 6
+
+
 @pytest.mark.parametrize("lost", [0, 3, 9, 30, 40])
 @pytest.mark.parametrize("most", [0, 1, 6, 12, 39, 40, 50])
 def test_the_choice_of_cards_keeps_to_its_number(lost, most):

@@ -155,7 +155,8 @@ def test_real_fits_of_both_sides_have_the_same_meshes_after_the_cache(
     back = fits.to_result(result.hand)
     assert torch.equal(back.vertices(), result.vertices()) and torch.equal(back.energy, result.energy)
     assert torch.allclose(back.keypoints_2d_fit, result.keypoints_2d_fit, rtol=0, atol=1e-3)
-    assert dict(back.provenance) == dict(result.provenance)
+    # Where a fit started from is kept row by row, as its origin.
+    assert dict(back.provenance) == {k: v for k, v in result.provenance.items() if k != "starts"}
 
 
 # docs/cache.md

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -66,16 +67,13 @@ class FusedEngine:
             _array(seen.inverse_focal_sigma),
             *_anchor_arrays(anchor),
         )
-        return cls(_constants(model, recipe, free, anchor is not None), many, anchor)
+        return cls(_model_for(model, recipe, free, anchor is not None), many, anchor)
 
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
         """As `fitting.robust_starts.robust_starts`; which flip comes first may differ."""
         s, n = len(seeds), len(views.rays)
-        rotations = torch.cat([torch.eye(3, dtype=torch.float64).expand(s, 1, 3, 3), seeds], 1)
-        zeros = torch.zeros(s, 10, dtype=torch.float64)
-        models = kinematics.points(rotations, zeros, zeros[:, :3])
         rot, root = np.empty((2 * s * n, 144)), np.empty((2 * s * n, 3))
-        posed = _array(seeds.reshape(s, 135)), _array(so3_log(seeds).reshape(s, 45)), _array(models)
+        posed = _seed_arrays(kinematics, seeds)
         given = _array(views.rays), _array(views.weight), np.array(PALM_POINTS)
         _share_out(starts_range, (self.model, self.many, *posed, *given, rot, root), n)
         flat = torch.zeros(2 * s * n, 10, dtype=torch.float64)
@@ -122,6 +120,35 @@ class FusedEngine:
         depth, aligned, condition = torch.from_numpy(scales).unbind(1)
         points, along = torch.from_numpy(variances), torch.from_numpy(directions)
         return Finish(terms, Posterior(points, depth, aligned, along, condition))
+
+
+_MODELS: WeakKeyDictionary[FitModel, dict[tuple[object, ...], Model]] = WeakKeyDictionary()
+_SEEDS: WeakKeyDictionary[Kinematics, dict[int, tuple[Tensor, tuple[np.ndarray, ...]]]] = WeakKeyDictionary()
+"""What was prepared before, for as long as the model lives: a fit of a single hand would be mostly this."""
+
+
+def _seed_arrays(kinematics: Kinematics, seeds: Tensor) -> tuple[np.ndarray, ...]:
+    """Seed poses (S, 15, 3, 3) as (S, 135), their axis-angles (S, 45) and their points (S, 21, 3), wrist at zero."""
+    s, known = len(seeds), _SEEDS.setdefault(kinematics, {})
+    if s not in known or not torch.equal(known[s][0], seeds):
+        rotations = torch.cat([torch.eye(3, dtype=torch.float64).expand(s, 1, 3, 3), seeds], 1)
+        zeros = torch.zeros(s, 10, dtype=torch.float64)
+        points = kinematics.points(rotations, zeros, zeros[:, :3])
+        arrays = _array(seeds.reshape(s, 135)), _array(so3_log(seeds).reshape(s, 45)), _array(points)
+        known[s] = seeds.clone(), arrays
+    return known[s][1]
+
+
+def _model_for(model: FitModel, recipe: Recipe, free: Tensor, has_anchor: bool) -> Model:
+    """The kernel's constants, made once for each model and objective."""
+    key = (
+        *(recipe.kernel, recipe.robust, recipe.limits_sigma_deg, recipe.shape_sigma, recipe.length_sigma_mm),
+        *(recipe.coupling_sigma_deg, recipe.spread, recipe.hyperextension, has_anchor, *free.tolist()),
+    )
+    known = _MODELS.setdefault(model, {})
+    if key not in known:
+        known[key] = _constants(model, recipe, free, has_anchor)
+    return known[key]
 
 
 def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:

@@ -76,7 +76,7 @@ def ensure_compiled() -> None:
     """
     if _MARKER.exists() or os.environ.get("HANDLOOP_COMPILING"):
         return
-    logging.getLogger("handloop").warning("compiling the fit, once per installation (about 30 s) ...")
+    logging.getLogger("handloop").warning("compiling the fit, once per installation (about a minute) ...")
     environment = {**os.environ, "HANDLOOP_COMPILING": "1"}
     try:
         done = subprocess.run([sys.executable, "-c", _WARM_UP], env=environment, capture_output=True, check=False)

@@ -1,4 +1,4 @@
-"""What a step of the loop learns from: hands with their fits as labels, the fits seen from elsewhere, synthetic hands."""
+"""What a step learns from: hands with their fits as labels, the fits seen from elsewhere, synthetic hands."""
 
 from __future__ import annotations
 

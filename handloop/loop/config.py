@@ -39,7 +39,7 @@ class FitOptions:
 class PriorOptions:
     """Re-estimation of the pose prior from the fits (expectation maximisation)."""
 
-    every: int = 3
+    every: int = 5
     """Epochs between two attempts; 0 keeps the prior."""
     rounds: int = 4
     """Rounds of refitting and re-estimating in each."""
@@ -90,7 +90,7 @@ class LoopConfig:
     """One run. Everything is counted in steps, so that an interruption changes nothing."""
 
     mode: Mode = "in_loop"
-    """in_loop fits from the network's proposals while it learns; static fits once before; off uses the keypoints only."""
+    """in_loop fits from the network's proposals while it learns; static fits once before; off uses keypoints only."""
     steps: int = 1500
     batch: int = 128
     """Hands with keypoints per step; 0 trains on synthetic hands alone."""
@@ -128,8 +128,8 @@ class LoopConfig:
             raise InputError(f"the mode {self.mode!r} was given, expected in_loop, static or off.")
         if self.steps < 1 or min(self.batch, self.views, self.synthetic) < 0 or self.batch + self.synthetic < 1:
             raise InputError(
-                f"{self.steps} steps of {self.batch} hands, {self.views} views and {self.synthetic} synthetic hands were "
-                "asked for, expected at least 1 step of 1 hand."
+                f"{self.steps} steps of {self.batch} hands, {self.views} views and {self.synthetic} synthetic hands "
+                "were asked for, expected at least 1 step of 1 hand."
             )
         if self.log_every < 1 or self.save_every < 1:
             raise InputError("log_every and save_every are steps, expected 1 or more.")

@@ -28,11 +28,13 @@ class HeldOut:
     """Their fits under the present prior."""
 
     @classmethod
-    def fitted(cls, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal]) -> HeldOut:
-        """Search for fits of all of them."""
+    def fitted(
+        cls, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal], max_energy: float
+    ) -> HeldOut:
+        """Search for fits of all of them; those of more energy than `max_energy` are left out."""
         rows = data.held_out
         result = memory.fit(data.keypoints.select(rows), data.camera.select(rows), propose(rows), _STEPS, _SEEDS)
-        good = result.plausible
+        good = result.fitted() & (result.energy <= max_energy)
         return cls(rows[good], result.params.select(good))
 
     def hands(self, data: HandData) -> FittedHands:

@@ -1,7 +1,7 @@
 """Re-estimate the pose prior from fits: expectation maximisation, judged on hands it did not learn from.
 
 The fits are maxima of the posterior, which lie nearer to the prior's mean than the hands themselves: their scatter
-alone would shrink the prior round after round. The E step therefore adds the mean of the fits' own posterior covariances
+alone would shrink the prior round after round. The E step therefore adds the mean of their own posterior covariances
 (Laplace approximation). Only the pose is learned: freeing the shape or the layout lets the size of the hand drain away.
 """
 

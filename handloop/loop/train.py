@@ -80,6 +80,7 @@ class LoopTraining:
         layout: KeypointLayout | None = None,
         prior: PosePriorModel | None = None,
         limits: BiomechanicalLimits | None = None,
+        memory: type[FitMemory] = FitMemory,
     ) -> None:
         """Start, or go on where the folder holds a checkpoint.
 
@@ -92,6 +93,7 @@ class LoopTraining:
             layout: what the keypoints' source means by its points; None for the model's own.
             prior: the pose prior to start with; None for the poses inside the hand model.
             limits: for the biomechanical losses, if they are wanted; None takes the hand model's own.
+            memory: its kind; another one may offer fits to the cache in other terms.
 
         Raises:
             InputError: the network belongs to another hand model, or the folder to another run.
@@ -115,7 +117,7 @@ class LoopTraining:
         self.held_out: HeldOut
         (folder / "priors").mkdir(parents=True, exist_ok=True)
         cache = FitCache.open(folder / "fits")
-        self.memory = FitMemory(cache, pair, self.layout, prior, config.fit, _labels(data))
+        self.memory = memory(cache, pair, self.layout, prior, config.fit, _labels(data))
         self._start_or_go_on()
         self.log = RunLog(folder, self.step)
 
@@ -265,7 +267,7 @@ class LoopTraining:
         self.memory.adopt(0)
         if self.config.mode == "static":
             self._fit_once()
-        self.held_out = HeldOut.fitted(self.memory, self.data, self._propose)
+        self.held_out = HeldOut.fitted(self.memory, self.data, self._propose, self.config.trust.max_energy)
         self.save()
 
     def _fit_once(self) -> None:

@@ -1,6 +1,6 @@
 """Does the loop improve a network and its fits, from 2D keypoints alone? Real hands that neither has seen.
 
-    HANDLOOP_REAL_DATA=... python -m benchmarks.loop [--hands 4000] [--steps 1500] [--ways in_loop static spin synthetic]
+    HANDLOOP_REAL_DATA=... python -m benchmarks.loop [--hands 4000] [--steps 1500] [--ways in_loop static]
 
 FPHA: subjects 1 and 2 give hands as projections with 2 px of noise at a 224-px box, never their 3D, but for the layout,
 which is learned from the 3D of 1,000 others of their hands, as in benchmarks/accuracy.py. Subject 3 is measured, with
@@ -11,8 +11,8 @@ the same noise. Every way starts from the package's own lifter.
     spin        SPIN's rule: a fit is kept where its reprojection is better, whatever else; the prior stays as it is
     synthetic   synthetic hands alone, for the processor time that in_loop took
 
-Times are processor times, because others may use the machine. `--corrupt 0.2` moves that share of the teaching keypoints
-by half a hand's box.
+Times are processor times, because others may use the machine. `--corrupt 0.2` moves that share of the teaching
+keypoints by half a hand's box.
 """
 
 from __future__ import annotations
@@ -133,11 +133,13 @@ def synthetic_seconds(hands: Hands, lifter: Lifter) -> float:
     """Processor time of a step on synthetic hands alone."""
     folder = Path(tempfile.mkdtemp())
     config = replace(PRESETS["lifter-synthetic"], steps=20)
-    training, _, _ = run("synthetic", hands, config, folder, lifter)
-    lines = read_log(folder)
+    data = HandData.of(*hands.teaching)
+    training = LoopTraining(folder, data, embedded_hand(), config, lifter, hands.layout)
+    at: list[float] = []
+    training.run(lambda _: at.append(time.process_time()))
     training.close()
     shutil.rmtree(folder)
-    return float(np.mean([line["seconds_network"] + line["seconds_draw"] for line in lines]))
+    return (at[-2] - at[0]) / (len(at) - 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -85,7 +85,7 @@ def run_train_loop(command: TrainLoop) -> int:
         raise InputError(f"{command.out} holds a run already; go on with --resume, or name another folder.")
     if not command.inputs:
         raise InputError("no input was given; name keypoint files or folders: handloop train loop hands/ --out run")
-    pair = load_hand(command.mano)
+    pair, lifter = load_hand(command.mano), _lifter_of(command)
     with console.status("reading keypoints"):
         read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
     for problem in read.problems:
@@ -96,7 +96,7 @@ def run_train_loop(command: TrainLoop) -> int:
     limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
     ensure_compiled()
     layout = _layout_of(command, data, pair, console)
-    training = LoopTraining(command.out, data, pair, config, _lifter_of(command, pair), layout, prior, limits)
+    training = LoopTraining(command.out, data, pair, config, lifter, layout, prior, limits)
     console.print(
         f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {training.step} of {config.steps}."
     )
@@ -169,8 +169,10 @@ def _layout_of(command: TrainLoop, data: HandData, pair: HandPair, console: Cons
     return found.layout
 
 
-def _lifter_of(command: TrainLoop, pair: HandPair) -> Lifter | None:
+def _lifter_of(command: TrainLoop) -> Lifter | None:
     if command.fresh:
+        if command.weights is not None:
+            raise InputError("--fresh and --weights both say what network to start with; give one of them.")
         return None
     return pick_lifter(command.weights)
 

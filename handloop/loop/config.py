@@ -25,6 +25,9 @@ class FitOptions:
     steps: int = 4
     """Steps of each fit that starts from the network or goes on from the cache. With a fitting start and prior, four
     steps are as good as fifteen."""
+    rest: int = 4
+    """A converged fit that has stood for this many epochs is challenged in one epoch of as many only, which saves most
+    of the time of fitting and misses next to nothing; 1 challenges each fit whenever it comes."""
     first_seeds: int = 2
     """Closed-form starts besides the network's for a hand without a fit; 0 trusts the network alone."""
     static_seeds: int = 4
@@ -33,6 +36,12 @@ class FitOptions:
     """Steps that every cached fit gets when the prior has changed, and every held-out fit that judges one."""
     noise_px: float = 3.0
     """As in `Recipe`."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.rest, self.static_seeds, self.refine_steps) < 1 or self.first_seeds < 0:
+            raise InputError(
+                "steps, rest and static seeds of the loop's fits must be 1 or more, first_seeds 0 or more."
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -95,8 +96,8 @@ class FitMemory:
     ) -> Visit:
         """Fit hands from proposals and from their cached fits, and remember what is best.
 
-        A hand with a fit is fitted from its proposal, with a few steps, and a cached fit that was still improving gets
-        as many more. One without a fit starts from closed-form poses as well.
+        A hand with a fit is fitted from its proposal, with a few steps, unless its fit rests (`FitOptions.rest`); a
+        cached fit that was still improving gets as many more. One without a fit starts from closed-form poses as well.
 
         Args:
             keypoints: B hands in the original picture's pixels; an id may occur twice.
@@ -108,7 +109,7 @@ class FitMemory:
         new = self.fill(keypoints, camera, proposal, step, epoch, "regressor", weights)
         held = self.cache.get(keypoints.ids)
         # A fit that is of this step already was made from this very proposal.
-        again = held.found & (held.found_step < step)
+        again = held.found & (held.found_step < step) & self._due(held, epoch)
         offered = accepted = 0
         if proposal is not None and bool(again.any()):
             start = proposal.select(again)
@@ -148,6 +149,15 @@ class FitMemory:
         # looked around less.
         judged = self._scored(fits)
         return self._put(replace(fits, plausible=judged.plausible, doubts=judged.doubts), start, step, epoch, weights)
+
+    def _due(self, held: CachedFits, epoch: int) -> Tensor:
+        """(B,) bool, fits to challenge in this epoch: all but those that have proved themselves and rest."""
+        rest = self.options.rest
+        due = [
+            origin is None or epoch - origin.epoch < rest or (zlib.crc32(name.encode()) + epoch) % rest == 0
+            for name, origin in zip(held.ids, held.origin, strict=True)
+        ]
+        return torch.tensor(due, dtype=torch.bool) | (held.status == Status.MAX_STEPS)
 
     def change_prior(self, prior: PosePriorModel, step: int, epoch: int) -> None:
         """From now on energies are those under another prior: every fit is scored under it, then refined."""

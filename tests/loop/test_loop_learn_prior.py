@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams
 from handloop.core.rotations import so3_exp
 from handloop.core.terms import HandState
@@ -20,9 +21,9 @@ from handloop.fitting.solver import SolverOptions, normal_equations
 from handloop.hand.load import embedded_hand
 from handloop.loop import learn_prior as module
 from handloop.loop.cache import FitCache
-from handloop.loop.config import PriorOptions
+from handloop.loop.config import FitOptions, PriorOptions
 from handloop.loop.learn_prior import FittedHands, laplace, learn_prior, log_normaliser, refitted
-from handloop.loop.memory import FitMemory, with_prior
+from handloop.loop.memory import FitMemory, start_at, with_prior
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.mixture import MixturePosePrior
 
@@ -171,8 +172,6 @@ def test_too_few_fits_teach_nothing(models: HandModels, alike: FittedHands) -> N
 
 def test_a_new_prior_scores_every_cached_fit_anew(models: HandModels, alike: FittedHands, tmp_path: Path) -> None:
     """Against the prior's own formula, at the parameters that are in the cache."""
-    from handloop.core.layout import KeypointLayout
-
     with FitCache.open(tmp_path) as cache:
         memory = FitMemory(cache, embedded_hand(), KeypointLayout.identity(), None)
         memory.adopt(0)
@@ -190,3 +189,18 @@ def test_a_new_prior_scores_every_cached_fit_anew(models: HandModels, alike: Fit
         # The same prior again changes nothing.
         memory.change_prior(prior, 2, 0)
         assert cache.score_version == 2
+
+
+def test_fits_that_have_stood_for_some_epochs_rest(alike: FittedHands, tmp_path: Path) -> None:
+    with FitCache.open(tmp_path) as cache:
+        memory = FitMemory(cache, embedded_hand(), KeypointLayout.identity(), None, FitOptions(steps=30, rest=3))
+        memory.adopt(0)
+        start = start_at(alike.params, alike.keypoints.is_right)
+        offered = []
+        for epoch in range(9):
+            visit = memory.visit(alike.keypoints, alike.camera, start, epoch + 1, epoch)
+            offered.append(visit.offered)
+            assert visit.new == (90 if epoch == 0 else 0) and visit.accepted <= visit.offered
+        assert offered[:3] == [0, 90, 90]
+        # Each comes once in three epochs, but for fits that still improve.
+        assert 90 <= sum(offered[3:6]) <= 110 and 90 <= sum(offered[6:]) <= 110 and max(offered[3:]) < 60

@@ -201,7 +201,7 @@ class FitMemory:
 
     def _put(self, fits: CachedFits, start: str, step: int, epoch: int, weights: str) -> int:
         """Offer fits to the cache; returns how many it took."""
-        origin = Origin(start, weights=weights, prior=self._prior_name(), layout=self._layout_digest, epoch=epoch)
+        origin = Origin(start, weights=weights, prior=self.prior_name(), layout=self._layout_digest, epoch=epoch)
         return int(self.cache.put(fits.ids, fits, origin, step, self.cache.score_version).accepted().sum())
 
     def _scored(self, fits: CachedFits) -> CachedFits:
@@ -229,13 +229,14 @@ class FitMemory:
         none = torch.zeros(21, 4, dtype=torch.float64)
         return torch.stack([self.labels.get(name, none) for name in ids]) if ids else none[None][:0]
 
-    def _prior_name(self) -> str:
+    def prior_name(self) -> str:
+        """Hash of the prior."""
         prior = self.prior
         return _digest(prior.means, prior.precision_factors, prior.offsets)
 
     def _score_name(self) -> str:
         noise = f"{self.options.noise_px:g} px"
-        return f"prior {self._prior_name()}, layout {self._layout_digest}, noise {noise}"
+        return f"prior {self.prior_name()}, layout {self._layout_digest}, noise {noise}"
 
 
 def start_at(params: HandParams, is_right: Tensor) -> Proposal:

@@ -118,6 +118,7 @@ class LoopTraining:
         (folder / "priors").mkdir(parents=True, exist_ok=True)
         cache = FitCache.open(folder / "fits")
         self.memory = memory(cache, pair, self.layout, prior, config.fit, _labels(data))
+        self._first_prior = self.memory.prior_name()
         self._start_or_go_on()
         self.log = RunLog(folder, self.step)
 
@@ -158,6 +159,10 @@ class LoopTraining:
         if len(parts) > len(outs):
             outs.append(self._forward(joined(parts[len(outs) :]).hands))
         loss = self._loss(outs, joined(parts))
+        if not bool(torch.isfinite(loss)):
+            raise InputError(
+                f"the loss of step {step} is not finite; lower learning_rate ({config.learning_rate:g}) and start anew."
+            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -298,6 +303,7 @@ class LoopTraining:
             "data set": self.data.digest(),
             "hand model": self.pair.right.digest,
             "layout": layout,
+            "starting prior": self._first_prior,
         }
 
     def _prior_file(self) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from handloop.core.errors import InputError
+from handloop.core.errors import FileFormatError, InputError
 from handloop.hand.load import embedded_hand
 from handloop.loop import cache as cache_module
 from handloop.loop import checkpoint as checkpoint_module
@@ -26,6 +26,8 @@ from handloop.loop.hand_data import HandData
 from handloop.loop.log import read_log
 from handloop.loop.train import LoopTraining, Progress, learning_rate
 from handloop.loop.verify import verify
+from handloop.losses.biomechanical import BiomechanicalWeights
+from handloop.priors.gaussian import GaussianPosePrior
 
 from .loop_hands import TINY, drawn, seen
 
@@ -242,6 +244,13 @@ def test_another_run_is_refused(tmp_path: Path, data: HandData) -> None:
     train(tmp_path, data, replace(TINY, steps=1)).close()
     with pytest.raises(InputError, match="another configuration"):
         LoopTraining(tmp_path, data, embedded_hand(), replace(TINY, steps=1, seed=5))
+    with pytest.raises(InputError, match="another starting prior"):
+        narrow = GaussianPosePrior.from_hand(embedded_hand().right).scaled(2.0)
+        LoopTraining(tmp_path, data, embedded_hand(), replace(TINY, steps=1), prior=narrow)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "checkpoint.pt").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(FileFormatError, match="checkpoint"):
+        LoopTraining(tmp_path / "broken", data, embedded_hand(), TINY)
     keypoints, camera, _ = seen(drawn(80, seed=1))
     with pytest.raises(InputError, match="another data set"):
         LoopTraining(tmp_path, HandData.of(keypoints, camera), embedded_hand(), replace(TINY, steps=1))
@@ -282,3 +291,23 @@ def test_learning_rate() -> None:
     assert learning_rate(10, config) == pytest.approx(2.0)
     assert learning_rate(55, config) == pytest.approx(2 * (0.01 + 0.99 / 2))
     assert learning_rate(100, config) == pytest.approx(0.02)
+
+
+def test_a_training_that_diverges_stops(tmp_path: Path, data: HandData) -> None:
+    training = LoopTraining(tmp_path, data, embedded_hand(), TINY)
+    with torch.no_grad():
+        training.network.mean.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="step 1 is not finite; lower learning_rate"):
+        training.run()
+    training.close()
+
+
+def test_biomechanical_losses_are_optional(tmp_path: Path, data: HandData) -> None:
+    """They change what is learned, and cost something where hands are impossible."""
+    plain = train(tmp_path / "a", data, replace(TINY, mode="off", steps=2))
+    held = train(tmp_path / "b", data, replace(TINY, mode="off", steps=2, biomechanics=BiomechanicalWeights(1, 1, 1)))
+    assert not torch.equal(plain.network.mean.weight, held.network.mean.weight)
+    lines = [read_log(training.folder)[-1]["loss"] for training in (plain, held)]
+    assert lines[1] > lines[0]
+    for training in (plain, held):
+        training.close()

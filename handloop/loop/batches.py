@@ -17,8 +17,10 @@ from handloop.loop.cached_fits import CachedFits
 from handloop.loop.config import TrustOptions, ViewOptions
 from handloop.loop.hand_data import HandData
 from handloop.loop.supervise import Supervision
+from handloop.priors.anatomy import anatomical_angles, rotations_from_angles
+from handloop.priors.mixture import PosePriorModel
 from handloop.regressors.network import Lifted
-from handloop.synth.keypoints import SyntheticKeypoints, SynthOptions, disturbed, random_places, random_rotations
+from handloop.synth.keypoints import KeypointSynth, SyntheticKeypoints, disturbed, random_places, random_rotations
 
 
 def proposal_of(out: Lifted, kinematics: Kinematics, is_right: Tensor, camera: Camera) -> Proposal:
@@ -107,16 +109,24 @@ def with_fits(
 
 def seen_from_elsewhere(
     labelled: Supervision,
-    kinematics: Kinematics,
+    synth: KeypointSynth,
+    prior: PosePriorModel,
     n: int,
     options: ViewOptions,
-    synth: SynthOptions,
     g: torch.Generator,
 ) -> Supervision | None:
     """n views of fitted hands with fresh errors of their keypoints; None where no fit is a label.
 
     A hand that is trusted more is seen more often. The labels are exact whatever the fit's error: they are what was
     projected.
+
+    Args:
+        labelled: fitted hands.
+        synth: its kinematics, limits, places and errors.
+        prior: a share of the views shows poses drawn from it.
+        n: how many.
+        options: which views.
+        g: source of all randomness.
     """
     odds = labelled.params_weight
     if n == 0 or not bool((odds > 0).any()):
@@ -127,13 +137,20 @@ def seen_from_elsewhere(
     small = so3_exp(torch.deg2rad(torch.tensor(options.near_deg)) * torch.randn(n, 3, generator=g))
     turn = torch.where(near[:, None, None], small, random_rotations(n, g))
     rotations = hands.rotations[at]
-    rotations = torch.cat([(turn @ rotations[:, 0])[:, None], rotations[:, 1:]], 1)
-    betas = hands.betas[at]
-    local = kinematics.points(rotations, betas, torch.zeros(n, 3))
-    root = random_places(local, synth, g)
+    fingers, betas, offsets = rotations[:, 1:], hands.betas[at], hands.offsets[at]
+    other = torch.rand(n, generator=g) < options.redrawn
+    pose = prior.sample(n, g).float().reshape(n, 15, 3)
+    angles = anatomical_angles(so3_exp(pose), synth.limits.axes).clamp(synth.limits.low, synth.limits.high)
+    drawn = rotations_from_angles(angles, synth.limits.axes)
+    fingers = torch.where(other[:, None, None, None], drawn, fingers)
+    shape = hands.mean_betas[at] + synth.options.betas_sd * torch.randn(n, 10, generator=g)
+    betas = torch.where(other[:, None], shape, betas)
+    rotations = torch.cat([(turn @ rotations[:, 0])[:, None], fingers], 1)
+    local = synth.kinematics.with_offsets(offsets).points(rotations, betas, torch.zeros(n, 3))
+    root = random_places(local, synth.options, g)
     points = local + root[:, None]
-    rays, conf = disturbed(points[..., :2] / points[..., 2:], synth.noise, g)
-    seen = SyntheticKeypoints(rays, conf, rotations, betas, root, points, hands.offsets[at], hands.mean_betas[at])
+    rays, conf = disturbed(points[..., :2] / points[..., 2:], synth.options.noise, g)
+    seen = SyntheticKeypoints(rays, conf, rotations, betas, root, points, offsets, hands.mean_betas[at])
     return Supervision.of_exact(seen)
 
 

@@ -92,6 +92,9 @@ class ViewOptions:
     """Share of the views near the hand's own; the others come from anywhere."""
     near_deg: float = 30.0
     """Standard deviation of the near ones' turn, about each axis."""
+    redrawn: float = 0.5
+    """Share of the views whose fingers and shape are drawn from the priors in place of the fit's, from the pose prior
+    as the run has learned it: the network sees more poses than the hands it learns from show."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ class LoopConfig:
     steps: int = 1500
     batch: int = 128
     """Hands with keypoints per step; 0 trains on synthetic hands alone."""
-    views: int = 192
+    views: int = 256
     """Views of fitted hands per step."""
-    synthetic: int = 128
+    synthetic: int = 64
     """Synthetic hands per step."""
     learning_rate: float = 1e-3
     """The highest."""

@@ -206,7 +206,7 @@ class LoopTraining:
         config, out = self.config, []
         if parts and config.mode != "off":
             views = seen_from_elsewhere(
-                parts[0], self.kinematics, config.views, config.view, config.synth, self.generator
+                parts[0], self.synth, self.memory.prior, config.views, config.view, self.generator
             )
             out += [] if views is None else [views]
         if config.synthetic > 0:
@@ -358,7 +358,7 @@ class LoopTraining:
             fits = self.memory.cache.get([self.data.keypoints.ids[i] for i in rows.tolist()])
             labelled = with_fits(self.data, rows, fits, self.kinematics, self.layout, self.config.trust)
             views = seen_from_elsewhere(
-                labelled, self.kinematics, _CALIBRATION_HANDS, self.config.view, self.config.synth, g
+                labelled, self.synth, self.memory.prior, _CALIBRATION_HANDS, self.config.view, g
             )
             parts += [] if views is None else [views]
         return joined(parts).hands

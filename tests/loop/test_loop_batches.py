@@ -11,6 +11,7 @@ import torch
 
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.layout import KeypointLayout
+from handloop.core.rotations import so3_exp
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import embedded_hand
 from handloop.loop.batches import joined, seen_from_elsewhere, with_fits, without_labels
@@ -21,14 +22,17 @@ from handloop.loop.hand_data import HandData
 from handloop.loop.memory import FitMemory
 from handloop.loop.supervise import LossWeights, Supervision, losses
 from handloop.losses.biomechanical import BiomechanicalWeights
+from handloop.priors.anatomy import anatomical_angles, rotations_from_angles
+from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.network import Lifted
-from handloop.synth.keypoints import KeypointNoise, SynthOptions
+from handloop.synth.keypoints import KeypointNoise, KeypointSynth, SynthOptions
 
 from .loop_hands import drawn, seen
 
 HERE = KeypointLayout.identity()
 KINEMATICS = Kinematics.from_hand(embedded_hand().right, torch.float32)
 QUIET = SynthOptions(noise=KeypointNoise((1e-9, 1e-9), dropout=0, hidden_finger=0, swap=0, outlier=0))
+SYNTH = KeypointSynth.of(embedded_hand().right, QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,7 @@ def test_views_from_elsewhere_are_exact(some: tuple[HandData, CachedFits]) -> No
     _, fits = some
     true = labels(some, fits)
     g = torch.Generator().manual_seed(0)
-    views = seen_from_elsewhere(true, KINEMATICS, 40, ViewOptions(), QUIET, g)
+    views = seen_from_elsewhere(true, SYNTH, SYNTH.prior, 40, ViewOptions(redrawn=0.0), g)
     assert views is not None and len(views) == 40 and bool(views.exact.all())
     hands = views.hands
     points = KINEMATICS.points(hands.rotations, hands.betas, hands.root)
@@ -119,7 +123,25 @@ def test_views_from_elsewhere_are_exact(some: tuple[HandData, CachedFits]) -> No
         assert float((known - fingers).abs().amax((1, 2, 3)).min()) < 1e-6
     assert float((torch.linalg.det(hands.rotations[:, 0]) - 1).abs().max()) < 1e-4
     nobody = replace(true, params_weight=torch.zeros(12))
-    assert seen_from_elsewhere(nobody, KINEMATICS, 40, ViewOptions(), QUIET, g) is None
+    assert seen_from_elsewhere(nobody, SYNTH, SYNTH.prior, 40, ViewOptions(), g) is None
+
+
+def test_views_show_poses_of_the_prior_as_well(some: tuple[HandData, CachedFits]) -> None:
+    """Drawn from a narrow prior about another pose, they lie about that pose, and are labelled so."""
+    true = labels(some, some[1])
+    pose = torch.deg2rad(torch.tensor(20.0)) * torch.tensor([0.0, 0.0, 1.0]).repeat(15).double()
+    narrow = GaussianPosePrior(pose, 200 * torch.eye(45).double())
+    g = torch.Generator().manual_seed(0)
+    views = seen_from_elsewhere(true, SYNTH, narrow, 60, ViewOptions(redrawn=1.0), g)
+    assert views is not None
+    fingers = views.hands.rotations[:, 1:]
+    # The limits may move an angle, the same for all.
+    assert float((fingers - fingers.mean(0)).abs().mean()) < 0.01
+    angles = anatomical_angles(so3_exp(pose.reshape(1, 15, 3).float()), SYNTH.limits.axes)
+    inside = rotations_from_angles(angles.clamp(SYNTH.limits.low, SYNTH.limits.high), SYNTH.limits.axes)
+    assert float((fingers.mean(0) - inside[0]).abs().max()) < 0.02
+    points = KINEMATICS.points(views.hands.rotations, views.hands.betas, views.hands.root)
+    torch.testing.assert_close(views.hands.rays, points[..., :2] / points[..., 2:], rtol=0, atol=1e-4)
 
 
 def test_hands_without_labels_cost_their_reprojection_only(some: tuple[HandData, CachedFits]) -> None:

@@ -205,13 +205,14 @@ class LoopTraining:
         """Views of the labelled hands, and synthetic ones."""
         config, out = self.config, []
         if parts and config.mode != "off":
-            views = seen_from_elsewhere(
-                parts[0], self.synth, self.memory.prior, config.views, config.view, self.generator
-            )
-            out += [] if views is None else [views]
+            out += self._seen_from_elsewhere(parts[0], config.views, self.generator)
         if config.synthetic > 0:
             out.append(Supervision.of_exact(self.synth.draw(config.synthetic, self.generator)))
         return out
+
+    def _seen_from_elsewhere(self, labelled: Supervision, n: int, g: torch.Generator) -> list[Supervision]:
+        views = seen_from_elsewhere(labelled, self.synth, self.memory.prior, n, self.config.view, g)
+        return [] if views is None else [views]
 
     def _loss(self, outs: list[Lifted], true: Supervision) -> Tensor:
         """Mean over all hands, however they came to their labels."""
@@ -357,10 +358,7 @@ class LoopTraining:
             rows = self.data.train[some]
             fits = self.memory.cache.get([self.data.keypoints.ids[i] for i in rows.tolist()])
             labelled = with_fits(self.data, rows, fits, self.kinematics, self.layout, self.config.trust)
-            views = seen_from_elsewhere(
-                labelled, self.synth, self.memory.prior, _CALIBRATION_HANDS, self.config.view, g
-            )
-            parts += [] if views is None else [views]
+            parts += self._seen_from_elsewhere(labelled, _CALIBRATION_HANDS, g)
         return joined(parts).hands
 
     def _network(self, lifter: Lifter | None) -> LifterNetwork:

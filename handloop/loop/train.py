@@ -14,7 +14,6 @@ the last one, so that an interrupted run goes on to the same bits.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from handloop.loop.held_out import HeldOut, fitted_hands
 from handloop.loop.learn_prior import FittedHands, PriorUpdate, learn_prior
 from handloop.loop.log import RunLog
 from handloop.loop.memory import FitMemory
+from handloop.loop.schedule import Clock, learning_rate
 from handloop.loop.supervise import Supervision, deviations_loss, losses
 from handloop.loop.train_lifter import calibrate_on, start_at_the_usual_hand
 from handloop.losses.biomechanical import biomechanical_loss
@@ -373,29 +373,6 @@ class LoopTraining:
             network = LifterNetwork(self.config.size)
         start_at_the_usual_hand(network, self.synth)
         return network
-
-
-def learning_rate(step: int, config: LoopConfig) -> float:
-    """Of a step, counted from 1: up in a line, then down with the cosine to a hundredth."""
-    done, rising = step / config.steps, config.rising
-    if done < rising:
-        return config.learning_rate * done / rising
-    fall = 0.5 * (1 + math.cos(math.pi * (done - rising) / max(1 - rising, 1e-9)))
-    return config.learning_rate * (0.01 + 0.99 * fall)
-
-
-class Clock:
-    """Adds up where the time of a step goes."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stop(self, name: str) -> None:
-        """What has passed since the last stop went to `name`."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 def _labels(data: HandData) -> dict[str, Tensor] | None:

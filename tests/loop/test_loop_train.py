@@ -24,7 +24,8 @@ from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
 from handloop.loop.log import read_log
-from handloop.loop.train import LoopTraining, Progress, learning_rate
+from handloop.loop.schedule import learning_rate
+from handloop.loop.train import LoopTraining, Progress
 from handloop.loop.verify import verify
 from handloop.losses.biomechanical import BiomechanicalWeights
 from handloop.priors.gaussian import GaussianPosePrior

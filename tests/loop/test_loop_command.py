@@ -71,6 +71,7 @@ def test_wrong_use_is_explained(tmp_path: Path, hands: Path, capsys: pytest.Capt
         (["loop", str(hands), *out, "--config", "nothing"], "nor a preset"),
         (["loop", str(tmp_path / "none.npz"), *out], "no hand that can be read"),
         (["loop", *out], "no input was given"),
+        (["loop", str(hands), *out, "--learn-layout"], "layout"),
         (["loop", str(hands), *out, "--fresh", "--weights", "w.safetensors"], "--fresh and --weights"),
     ):
         assert main(["train", *arguments]) == 2

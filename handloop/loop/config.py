@@ -103,7 +103,7 @@ class LoopConfig:
 
     mode: Mode = "in_loop"
     """in_loop fits from the network's proposals while it learns; static fits once before; off uses keypoints only."""
-    steps: int = 1500
+    steps: int = 3000
     batch: int = 128
     """Hands with keypoints per step; 0 trains on synthetic hands alone."""
     views: int = 256

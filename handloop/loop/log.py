@@ -31,7 +31,8 @@ class RunLog:
         """A line of a step with these values and the means of what was added since the last."""
         means = {name: round(sum(v) / len(v), 6) for name, v in self._sums.items()}
         self._sums = {}
-        line = {"step": step, **means, **values}
+        known = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
+        line = {"step": step, **means, **known}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:

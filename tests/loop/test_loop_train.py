@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ from handloop.loop import train as train_module
 from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
-from handloop.loop.log import read_log
+from handloop.loop.log import RunLog, read_log
 from handloop.loop.schedule import learning_rate
 from handloop.loop.train import LoopTraining, Progress
 from handloop.loop.verify import verify
@@ -312,3 +313,13 @@ def test_biomechanical_losses_are_optional(tmp_path: Path, data: HandData) -> No
     assert lines[1] > lines[0]
     for training in (plain, held):
         training.close()
+
+
+def test_the_log_drops_half_lines_later_lines_and_what_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n{"step": 6, "a"')
+    log = RunLog(tmp_path, last_step=3)
+    log.add({"x": 1.0, "y": math.nan})
+    log.add({"x": 3.0})
+    log.write(5, {"z": math.inf, "w": "text"})
+    log.write(7, {})
+    assert read_log(tmp_path) == [{"step": 2, "a": 1}, {"step": 5, "x": 2.0, "w": "text"}, {"step": 7}]

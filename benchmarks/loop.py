@@ -167,11 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         after = hands.row(way, found, training.memory.prior, seconds)
         change = ", ".join(f"{100 * (b / a - 1):+.0f} %" for a, b in zip(before, after, strict=True))
         lines = read_log(folder)
-        part = {
-            k: np.mean([x[f"seconds_{k}"] for x in lines if f"seconds_{k}" in x]) for k in ("network", "fit", "draw")
-        }
+        spent = {k: sum(x.get(f"seconds_{k}", 0.0) for x in lines) for k in ("network", "fit")}
         print(
-            f"  {way}: {change}; {training.step} steps; fit / network time {part['fit'] / part['network']:.2f}; "
+            f"  {way}: {change}; {training.step} steps; fit / network time {spent['fit'] / spent['network']:.2f}; "
             f"priors taken {training.prior_version}",
             flush=True,
         )

@@ -30,7 +30,7 @@ from handloop.fitting.learn_layout import learn_from_joints
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.fitting.solver import SolverOptions
 from handloop.hand.load import embedded_hand
-from handloop.loop.train_lifter import standardised
+from handloop.loop.supervise import standardised
 from handloop.regressors.base import KeypointBatch
 from handloop.regressors.lifter import Lifter
 from handloop.synth.keypoints import KeypointSynth, SynthOptions

@@ -284,11 +284,9 @@ class SynthCommand:
 
 
 @dataclass(frozen=True)
-class TrainCommand:
-    """Train a network on synthetic hands: the keypoint lifter, for a hand model of your own."""
+class TrainLifter:
+    """Train the keypoint lifter on synthetic hands alone, for a hand model of your own."""
 
-    what: Annotated[Literal["lifter"], tyro.conf.Positional]
-    """The network: lifter takes 21 keypoints."""
     out: Path
     """Weights to write, ending in .safetensors; a description lands beside them."""
     mano: str | None = None
@@ -310,6 +308,57 @@ class TrainCommand:
 
 
 @dataclass(frozen=True)
+class TrainLoop:
+    """Let a lifter and the fits of your keypoints improve each other, without 3D labels (docs/training.md)."""
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Keypoint files or folders of them, as for `fit`. True joints in them (joints_3d of an npz) are used."""
+    out: Path
+    """Folder of the run, on a local disk; made if missing."""
+    config: str = "lifter-loop"
+    """A preset (lifter-loop, lifter-synthetic), or a JSON or TOML file of what differs from one."""
+    mode: Literal["in_loop", "static", "off"] | None = None
+    """in_loop fits while it learns, static once before, off never. Without it: what the configuration says."""
+    steps: int | None = None
+    """Steps of the training, in place of the configuration's."""
+    batch: int | None = None
+    """Hands per step, in place of the configuration's."""
+    seed: int | None = None
+    """In place of the configuration's."""
+    mano: str | None = None
+    """MANO file or folder. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+    camera: Path | None = None
+    """Camera file with K and perhaps distortion (JSON, YAML, npz), for all hands."""
+    hand: Literal["right", "left"] | None = None
+    """Side of every hand, where the files do not say or are wrong."""
+    layout: Path | None = None
+    """What the source means by its points, as learned by `handloop layout`; without it, the model's own points."""
+    learn_layout: bool = False
+    """Learn that from these keypoints first; they must show many people, poses and views (see `handloop layout`)."""
+    prior: Path | None = None
+    """Pose prior to start with, as learned by `handloop prior`; without it, the poses inside the hand model."""
+    weights: Path | None = None
+    """Lifter to start with; without it, the package's own, which knows the embedded hand."""
+    fresh: bool = False
+    """Start with a network that knows nothing, in place of a lifter."""
+    limits: Path | None = None
+    """Limits of `handloop limits` for the biomechanical losses, where the configuration asks for these."""
+    resume: bool = False
+    """Go on with an interrupted run of the same data and settings."""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train networks."""
+
+    action: Annotated[
+        Annotated[TrainLifter, tyro.conf.subcommand("lifter")] | Annotated[TrainLoop, tyro.conf.subcommand("loop")],
+        tyro.conf.arg(name=""),
+    ]
+    """What to train, and how."""
+
+
+@dataclass(frozen=True)
 class DoctorCommand:
     """Check this installation: versions, device, and the MANO file if there is one."""
 
@@ -322,9 +371,11 @@ class VersionCommand:
     """Print the version."""
 
 
-def checkpoint_of(out: Path) -> Path:
-    """Where a training of weights `out` keeps what it needs to go on."""
-    return out.with_name(out.name + ".checkpoint")
+def checkpoint_of(command: TrainLifter | TrainLoop) -> Path:
+    """Where a training keeps what it needs to go on."""
+    if isinstance(command, TrainLoop):
+        return command.out / "checkpoint.pt"
+    return command.out.with_name(command.out.name + ".checkpoint")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -369,9 +420,10 @@ def main(argv: list[str] | None = None) -> int:
 
             return run_synth(command)
         if isinstance(command, TrainCommand):
-            from handloop.train_job import run_train
+            from handloop.train_job import run_train_lifter, run_train_loop
 
-            return run_train(command)
+            action = command.action
+            return run_train_lifter(action) if isinstance(action, TrainLifter) else run_train_loop(action)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 
@@ -401,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         kept = isinstance(command, KeypointCommand) and (command.out / "parts").is_dir()
-        kept |= isinstance(command, TrainCommand) and checkpoint_of(command.out).is_file()
+        kept |= isinstance(command, TrainCommand) and checkpoint_of(command.action).is_file()
         print(
             f"handloop: interrupted{'; what was done is kept, go on with --resume' if kept else ''}.", file=sys.stderr
         )

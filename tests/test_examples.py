@@ -74,3 +74,17 @@ def test_custom_recipe(tmp_path: Path) -> None:
     errors = {name: float(off) for name, off in re.findall(r"(\w+) *: joints +([\d.]+) mm", said)}
     assert list(errors) == ["default", "mine"] and max(errors.values()) < 60
     assert code_lines("06_custom_recipe.py") <= 30
+
+
+def test_self_improving(tmp_path: Path) -> None:
+    said = output("07_self_improving.py", tmp_path)
+    first, last = (float(missed) for missed in re.findall(r"misses held-out keypoints by ([\d.]+) %", said))
+    assert last < 1.2 * first and "20 hands taught" in said
+    names = {path.name for path in (tmp_path / "out/example_07").iterdir()}
+    assert {"lifter.safetensors", "prior.npz", "results.npz", "report.html"} <= names
+
+
+def test_fit_in_your_training(tmp_path: Path) -> None:
+    said = output("08_fit_in_your_training.py", tmp_path)
+    first, last = (float(loss) for loss in re.findall(r"loss ([\d.]+)", said))
+    assert last < 0.5 * first and code_lines("08_fit_in_your_training.py") <= 40

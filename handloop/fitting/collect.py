@@ -148,7 +148,8 @@ def result_of(
     fit_2d = used.project(meant.double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
-    doubts = reasons_against(out.terms, pose_limit, params.betas, recipe, relative, out.gap, out.apart)
+    from_usual = params.betas - models.layout.mean_betas.to(params.betas)
+    doubts = reasons_against(out.terms, pose_limit, from_usual, recipe, relative, out.gap, out.apart)
     usable = usable_status(out.status)
     return FitResult(
         params=params,

@@ -89,7 +89,7 @@ def reasons_against(
     Args:
         terms: (B,) energies by term.
         pose_limit: (B,) energy of the pose prior that its own poses stay below.
-        betas: (B, 10).
+        betas: (B, 10), from the source's mean shape.
         recipe: its limits' softness turns their energy into degrees, its kernel bounds what a missed point costs.
         relative_rms: (B,) reprojection error over the hand's box.
         gap: (B,) energy of the next different solution minus the best, inf without one.

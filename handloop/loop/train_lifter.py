@@ -14,8 +14,7 @@ from torch import Tensor
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.rotations import matrix_to_6d, so3_exp
 from handloop.hand.model import Hand
-from handloop.losses.keypoints import points_loss, reprojection_loss
-from handloop.losses.parameters import betas_loss, gaussian_nll, log_depth_loss, rotation_error, rotation_loss
+from handloop.loop.supervise import LossWeights, Supervision, deviations_loss, losses, standardised
 from handloop.regressors.lifter import Lifter
 from handloop.regressors.network import Lifted, LifterNetwork, NetworkSize
 from handloop.synth.keypoints import KeypointSynth, SyntheticKeypoints, SynthOptions
@@ -24,25 +23,6 @@ _CHECKPOINT = "handloop lifter training 1"
 _SAVE_EVERY = 100
 """Steps between two checkpoints: well under a minute of work."""
 _CALIBRATION_HANDS = 8192
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """What an error costs. Set by hand so that the first four weigh about the same in the end; not searched for."""
-
-    points: float = 1.0
-    """Per cm of the 21 points relative to the wrist, which is what matters."""
-    fingers: float = 1.0
-    """Per cm of the points in the wrist's own frame, where a wrong view of the whole hand does not count."""
-    rotations: float = 1.0
-    """Per squared rad."""
-    betas: float = 0.05
-    """Per squared population deviation."""
-    log_depth: float = 1.0
-    reprojection: float = 3.0
-    """Per angular size of the hand."""
-    deviations: float = 0.1
-    """Of the negative log likelihood; it trains the deviations only."""
 
 
 @dataclass(frozen=True)
@@ -133,25 +113,10 @@ class LifterTraining:
         return Progress(self.step, self.options.steps, float(loss.detach()), 1000 * float(error))
 
     def _loss(self, out: Lifted, batch: SyntheticKeypoints) -> tuple[Tensor, Tensor]:
-        w = self.options.weights
-        kinematics = self.synth.kinematics.with_offsets(batch.offsets)
-        points = kinematics.points(out.rotations, out.betas, out.root)
-        exact = batch.points[..., :2] / batch.points[..., 2:]
-        seen = points[..., :2] / points[..., 2:].clamp(min=0.02)
-        box = (exact.amax(1) - exact.amin(1)).amax(1) / 2
-        loss = (
-            100 * w.points * points_loss(points, batch.points)
-            + 100 * w.fingers * points_loss(points @ out.rotations[:, 0], batch.points @ batch.rotations[:, 0])
-            + w.rotations * rotation_loss(out.rotations, batch.rotations)
-            + w.betas * betas_loss(out.betas, batch.betas)
-            + w.log_depth * log_depth_loss(out.root[:, 2].log(), batch.root[:, 2].log())
-            + w.reprojection * reprojection_loss(seen, exact, torch.ones_like(batch.conf), box, cap=2.0)
-        ).mean()
+        points = self.synth.kinematics.with_offsets(batch.offsets).points(out.rotations, out.betas, out.root)
+        loss = losses(out, points, Supervision.of_exact(batch), self.options.weights).total().mean()
         if self.step >= self.options.deviations_from * self.options.steps:
-            with torch.no_grad():
-                errors = _errors(out, batch)
-            nll = sum((gaussian_nll(e, s) for e, s in zip(errors, _by_group(out.log_sd), strict=True)), torch.zeros(()))
-            loss = loss + w.deviations * nll.mean()
+            loss = loss + self.options.weights.deviations * deviations_loss(out, batch).mean()
         with torch.no_grad():
             local = (points - points[:, :1]) - (batch.points - batch.points[:, :1])
         return loss, local.norm(dim=-1).mean()
@@ -211,44 +176,18 @@ def start_at_the_usual_hand(network: LifterNetwork, synth: KeypointSynth) -> Non
 
 
 def calibrate(network: LifterNetwork, synth: KeypointSynth, generator: torch.Generator) -> None:
-    """Scale each standard deviation so that 68.3 % of fresh synthetic hands' errors lie within it.
+    """Scale each standard deviation so that 68.3 % of fresh synthetic hands' errors lie within it."""
+    calibrate_on(network, synth.draw(_CALIBRATION_HANDS, generator))
+
+
+def calibrate_on(network: LifterNetwork, batch: SyntheticKeypoints) -> None:
+    """Scale each standard deviation so that 68.3 % of these hands' errors lie within it.
 
     A network's Gaussian deviations are too wide for errors with heavy tails.
     """
-    batch = synth.draw(_CALIBRATION_HANDS, generator)
     with torch.no_grad():
         out = network(batch.rays, batch.conf, batch.offsets, batch.mean_betas)
         z = standardised(out, batch)
         one_sigma = math.erf(math.sqrt(0.5))
         scale = torch.stack([each.abs().flatten().quantile(one_sigma) for each in z])
         network.log_sd_scale += scale.clamp(min=1e-3).log()
-
-
-def standardised(out: Lifted, batch: SyntheticKeypoints) -> list[Tensor]:
-    """28 tensors (B, D): the errors of each group in units of their claimed deviations."""
-    scaled = []
-    for error, log_sd in zip(_errors(out, batch), _by_group(out.log_sd), strict=True):
-        scaled += list((error / log_sd.exp()[..., None]).unbind(1))
-    return scaled
-
-
-def _by_group(log_sd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return log_sd[:, :16], log_sd[:, 16:26], log_sd[:, 26:27], log_sd[:, 27:28]
-
-
-def _errors(out: Lifted, batch: SyntheticKeypoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Errors (B, groups, components) of rotations, betas, bearing and log depth."""
-    ours = torch.nn.functional.normalize(out.root, dim=1)
-    theirs = torch.nn.functional.normalize(batch.root, dim=1)
-    # The small angle between two directions, as two components across the line of sight.
-    across = torch.linalg.cross(ours, theirs)
-    first = torch.nn.functional.normalize(torch.linalg.cross(theirs, torch.tensor([0.0, 1.0, 0.0]).expand_as(theirs)))
-    second = torch.linalg.cross(theirs, first)
-    bearing = torch.stack([(across * first).sum(1), (across * second).sum(1)], 1)[:, None]
-    depth = (batch.root[:, 2].log() - out.root[:, 2].log())[:, None, None]
-    return (
-        rotation_error(out.rotations, batch.rotations),
-        (batch.betas - out.betas)[..., None],
-        bearing,
-        depth,
-    )

@@ -150,17 +150,24 @@ class KeypointSynth:
         turn = random_rotations(n, g).to(like)
         rotations = torch.cat([turn[:, None], self.poses(n, g)], 1)
         local = self.kinematics.with_offsets(offsets).points(rotations, betas, like.new_zeros(n, 3))
-        near, far = o.distance_m
-        distance = near * (far / near) ** torch.rand(n, 1, generator=g)
-        bearing = (o.off_axis * torch.randn(n, 2, generator=g)).clamp(-1, 1)
-        ray = torch.nn.functional.normalize(torch.cat([bearing, torch.ones(n, 1)], 1), dim=1)
-        middle = (local.amin(1) + local.amax(1)) / 2
-        root = (distance * ray).to(like) - middle
-        # No point behind the camera or nearly: a finger pointing at it from close by.
-        root[:, 2] += (0.05 - (local[..., 2] + root[:, 2:]).amin(1)).clamp(min=0)
+        root = random_places(local, o, g)
         points = local + root[:, None]
         rays, conf = disturbed(points[..., :2] / points[..., 2:], o.noise, g)
         return SyntheticKeypoints(rays, conf, rotations, betas, root, points, offsets, mean_betas)
+
+
+def random_places(local: Tensor, options: SynthOptions, g: torch.Generator) -> Tensor:
+    """(n, 3) m, wrists that put hands with points (n, 21, 3) about their wrists in front of a camera."""
+    n = len(local)
+    near, far = options.distance_m
+    distance = near * (far / near) ** torch.rand(n, 1, generator=g)
+    bearing = (options.off_axis * torch.randn(n, 2, generator=g)).clamp(-1, 1)
+    ray = torch.nn.functional.normalize(torch.cat([bearing, torch.ones(n, 1)], 1), dim=1)
+    middle = (local.amin(1) + local.amax(1)) / 2
+    root = (distance * ray).to(local) - middle
+    # No point behind the camera or nearly: a finger pointing at it from close by.
+    root[:, 2] += (0.05 - (local[..., 2] + root[:, 2:]).amin(1)).clamp(min=0)
+    return root
 
 
 def disturbed(rays: Tensor, noise: KeypointNoise, g: torch.Generator) -> tuple[Tensor, Tensor]:

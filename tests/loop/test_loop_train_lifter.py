@@ -12,7 +12,8 @@ import torch
 from handloop.core.errors import FileFormatError, InputError
 from handloop.hand.load import embedded_hand
 from handloop.loop import train_lifter
-from handloop.loop.train_lifter import LifterTraining, Progress, TrainOptions, calibrate, standardised
+from handloop.loop.supervise import standardised
+from handloop.loop.train_lifter import LifterTraining, Progress, TrainOptions, calibrate
 from handloop.regressors.network import NetworkSize
 from handloop.synth.keypoints import KeypointNoise, SynthOptions
 

@@ -1,0 +1,49 @@
+"""The state of a run on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handloop.core.errors import FileFormatError, InputError
+
+_FORMAT = "handloop loop 1"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers and texts; the former file stays until the new one is on the disk."""
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "wb") as file:
+        torch.save({"format": _FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, must_agree: dict[str, str]) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote.
+
+    Args:
+        path: the file.
+        must_agree: texts of the run that goes on, by key.
+
+    Raises:
+        FileFormatError: not a checkpoint.
+        InputError: one of a run with other settings, data or hand model.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Many kinds for damaged files.
+        raise FileFormatError(f"{path}: not a readable checkpoint.") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise FileFormatError(f"{path}: not a checkpoint of a training loop.")
+    different = [key for key, text in must_agree.items() if state.get(key) != text]
+    if different:
+        raise InputError(
+            f"{path.parent} holds a run with another {' and another '.join(different)}; go on with the same, or name "
+            "another folder."
+        )
+    return state

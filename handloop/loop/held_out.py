@@ -1,0 +1,65 @@
+"""Hands that nothing learns from: they judge priors, and show how the network does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from handloop.core.params import HandParams
+from handloop.core.proposal import Proposal
+from handloop.core.results import FitResult
+from handloop.loop.hand_data import HandData
+from handloop.loop.learn_prior import FittedHands
+from handloop.loop.memory import FitMemory
+
+_SEEDS, _STEPS = 4, 10
+"""Of the search they are fitted with once: judges must not hang on the network's start."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The held-out hands that could be fitted."""
+
+    rows: Tensor
+    """Their rows."""
+    params: HandParams
+    """Their fits under the present prior."""
+
+    @classmethod
+    def fitted(
+        cls, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal], max_energy: float
+    ) -> HeldOut:
+        """Search for fits of all of them; those of more energy than `max_energy` are left out."""
+        rows = data.held_out
+        result = memory.fit(data.keypoints.select(rows), data.camera.select(rows), propose(rows), _STEPS, _SEEDS)
+        good = result.fitted() & (result.energy <= max_energy)
+        return cls(rows[good], result.params.select(good))
+
+    def hands(self, data: HandData) -> FittedHands:
+        """With what they were fitted to."""
+        return fitted_hands(data, self.rows, self.params)
+
+    def scores(self, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal]) -> dict[str, float]:
+        """How well the network's hands meet the keypoints, and how cheap the fits from them are (medians)."""
+        if len(self.rows) == 0:
+            return {}
+        keypoints, camera, start = data.keypoints.select(self.rows), data.camera.select(self.rows), propose(self.rows)
+
+        def relative(result: FitResult) -> float:
+            return round(float(100 * (result.rms_px / keypoints.box_size()).nanmedian()), 4)
+
+        alone = memory.fit(keypoints, camera, start, 0)
+        fitted = memory.fit(keypoints, camera, start, memory.options.steps)
+        return {
+            "held_out_network_rms_percent": relative(alone),
+            "held_out_fit_rms_percent": relative(fitted),
+            "held_out_fit_energy": round(float(fitted.energy.nanmedian()), 4),
+        }
+
+
+def fitted_hands(data: HandData, rows: Tensor, params: HandParams) -> FittedHands:
+    """Fits of some rows."""
+    known = None if data.points_3d is None else data.points_3d[rows]
+    return FittedHands(data.keypoints.select(rows), data.camera.select(rows), params, known)

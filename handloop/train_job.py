@@ -1,4 +1,4 @@
-"""The job behind `handloop train`: train with progress, in a way that survives an interruption."""
+"""The job behind `handloop train lifter`: train with progress, in a way that survives an interruption."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from handloop.loop import train_lifter
 from handloop.regressors.network import NetworkSize
 
 if TYPE_CHECKING:
-    from handloop.cli import TrainCommand
+    from handloop.cli import TrainLifter
 
 
-def run_train(command: TrainCommand) -> int:
+def run_train(command: TrainLifter) -> int:
     """Train, calibrate, write; returns the exit status."""
     if command.out.suffix != ".safetensors":
         raise InputError(f"--out is {command.out}, expected a name that ends in .safetensors.")

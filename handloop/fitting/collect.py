@@ -109,6 +109,17 @@ class Output:
             column = self.terms.setdefault(name, torch.full_like(self.energy, float("nan")))
             column[rows] = value[good].cpu()
 
+    def put_proposed(self, at: Tensor, state: HandState) -> None:
+        """Take over hands that were not fitted; energies and errors stay NaN."""
+        for into, value in (
+            (self.state.rotations, state.rotations),
+            (self.state.betas, state.betas),
+            (self.state.root, state.root),
+            (self.state.log_focal, state.log_focal),
+        ):
+            into[at] = value.cpu()
+        self.status[at] = int(Status.PREDICTED)
+
 
 def result_of(models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output) -> FitResult:
     dtype = out.energy.dtype

@@ -50,6 +50,9 @@ class Recipe:
     lifter: bool = False
     """Let the package's keypoint lifter, which knows the embedded hand, propose one more start; with no seeds, the only
     one."""
+    keep_proposal: bool = False
+    """A hand with too few points for a fit keeps what was proposed for it, as a prediction: for networks that look at
+    pictures."""
     explore_steps: int = 8
     """Steps given to every start."""
     finalists: int = 3

@@ -78,7 +78,9 @@ class ImageLoss:
         mesh = MeshLayer(hand, torch.float32, device) if weights.vertices or weights.mask else None
         limits = None
         if weights.biomechanical:
-            limits = BiomechanicalLimits.from_hand(hand, generator=torch.Generator().manual_seed(0)).to(kinematics.joints)
+            limits = BiomechanicalLimits.from_hand(hand, generator=torch.Generator().manual_seed(0)).to(
+                kinematics.joints
+            )
         return cls(weights, kinematics, mesh, limits)
 
     def parts(self, out: Regressed, batch: TrainingBatch, size: int, deviations: bool) -> dict[str, Tensor]:
@@ -96,7 +98,10 @@ class ImageLoss:
         points = self.kinematics.points(out.rotations, out.betas, root)
         box = _half_box(batch.points, batch.conf)
         costs: dict[str, tuple[float, Callable[[], Tensor]]] = {
-            "points": (w.points, lambda: self._unit * points_loss(points, batch.joints, batch.joints_weight, w.squared)),
+            "points": (
+                w.points,
+                lambda: self._unit * points_loss(points, batch.joints, batch.joints_weight, w.squared),
+            ),
             "fingers": (w.fingers, lambda: self._unit * self._fingers(points, out, batch)),
             "rotations": (w.rotations, lambda: rotation_loss(out.rotations, batch.rotations, has)),
             "betas": (w.betas, lambda: betas_loss(out.betas, batch.betas, has)),

@@ -12,9 +12,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from handloop.core.augmentation import AugmentOptions, draw_augmentation
 from handloop.core.camera import Camera
+from handloop.core.errors import HandloopError
 from handloop.core.params import HandParams
 from handloop.core.view_change import ViewChange
 from handloop.formats.crops import augment_picture, warp_picture
@@ -174,9 +176,7 @@ class PictureBatches:
             has_mask,
         )
 
-    def _params(
-        self, params: HandParams, is_right: Tensor, view: ViewChange
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _params(self, params: HandParams, is_right: Tensor, view: ViewChange) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rotations, betas, wrist in the crops' frames, and whether they are known."""
         known = torch.stack([torch.isfinite(t).all(1) for t in params.tensors()]).all(0)
         safe = HandParams(*(torch.where(known[:, None], t, torch.zeros_like(t)) for t in params.tensors()))
@@ -209,8 +209,50 @@ def _masks(drawn: DrawnPictures, view: ViewChange, options: BatchOptions) -> tup
     return torch.from_numpy(np.stack(fields)), torch.from_numpy(np.stack(pixels)), torch.tensor(has)
 
 
+def in_processes(batches: PictureBatches, steps: range, workers: int) -> Iterator[TrainingBatch]:
+    """Batches of these numbers, in order, made by processes besides this one.
+
+    Call it from a script guarded by `if __name__ == "__main__":` (processes are spawned).
+
+    Raises:
+        HandloopError: what went wrong in a process, or that one died.
+    """
+    # Spawned, not forked: a fork takes over threads and locks that libraries hold.
+    loader = DataLoader(
+        _Guarded(batches),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        multiprocessing_context="spawn",
+        prefetch_factor=4,
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, HandloopError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise HandloopError(
+            "a process died while it prepared pictures, perhaps for lack of memory; go on with fewer workers."
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Guarded(Dataset[object]):
+    """Batches, or errors as values: torch would put a process's whole traceback into the message."""
+
+    batches: PictureBatches
+
+    def __getitem__(self, step: int) -> TrainingBatch | HandloopError:
+        try:
+            return self.batches[step]
+        except HandloopError as error:
+            return error
+
+
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     """(n,) the order of an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(n)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -169,10 +170,9 @@ class DatasetSource:
             raise InputError(f"no hand of {pictures.dataset} has a picture, a side, and keypoints or a box.")
         params = _nothing(len(pictures))
         if pictures.mano is not None:
-            try:
+            # MANO's parameters mean nothing to another model; the joints stay.
+            with suppress(ModelError):
                 params = pictures.mano.in_camera(pair, keypoints.is_right)
-            except ModelError:
-                pass  # MANO's parameters mean nothing to another model; the joints stay.
         hands = LabelledHands(keypoints, pictures.camera(), pictures.joints, params, square_box(box, MARGIN))
         rows = usable.nonzero()[:, 0]
         return cls(hands.select(rows), tuple(pictures.mask[i] for i in rows.tolist()))
@@ -186,25 +186,48 @@ class DatasetSource:
         # What the labels say of the size is the annotation's; the crop goes by the picture at hand.
         for picture, size, path in zip(pictures, hands.keypoints.image_size.tolist(), paths, strict=True):
             if np.isfinite(size).all() and picture.shape[1::-1] != (int(size[0]), int(size[1])):
-                raise FileFormatError(f"{path}: the picture is {picture.shape[1]} px wide, its labels say {size[0]:.0f}.")
+                raise FileFormatError(
+                    f"{path}: the picture is {picture.shape[1]} px wide, its labels say {size[0]:.0f}."
+                )
         return DrawnPictures(hands, pictures, masks)
 
 
-def open_source(name: str | os.PathLike[str], pair: HandPair, mano: str | None, rendered: PictureOptions) -> PictureSource:
-    """"synth" for pictures rendered on the fly, a folder of `handloop synth`, or of a known data set.
+def open_source(
+    name: str | os.PathLike[str],
+    pair: HandPair,
+    mano: str | None,
+    rendered: PictureOptions,
+    split: str | None = None,
+) -> PictureSource:
+    """Pictures by what names them.
+
+    Args:
+        name: "synth" for pictures rendered on the fly; a folder of `handloop synth`, or of a known data set.
+        pair: the models in training.
+        mano: what `load_hand` takes to make them again in another process.
+        rendered: what to render on the fly.
+        split: only this part of a data set.
 
     Raises:
-        InputError: neither.
+        InputError: neither, or no such part.
     """
+    if split is not None and (os.fspath(name) == "synth" or is_sharded(name)):
+        raise InputError(f"the part {split!r} was asked for, but rendered pictures have no parts.")
     if os.fspath(name) == "synth":
         return RenderedSource(rendered, mano)
     if is_sharded(name):
         return ShardSource(index_pictures(name), (pair.right.digest, pair.left.digest))
-    return DatasetSource.of(open_pictures(Path(name)), pair)
+    return DatasetSource.of(open_pictures(Path(name), split), pair)
 
 
 def _hands(
-    points: Tensor, is_right: Tensor, size: np.ndarray, camera: Camera, joints: Tensor, params: HandParams, ids: list[str]
+    points: Tensor,
+    is_right: Tensor,
+    size: np.ndarray,
+    camera: Camera,
+    joints: Tensor,
+    params: HandParams,
+    ids: list[str],
 ) -> LabelledHands:
     keypoints = Keypoints.from_arrays(points, is_right, size, ids)
     return LabelledHands(keypoints, camera, joints, params, square_box(keypoints.box(), MARGIN))

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from handloop.core.augmentation import AugmentOptions
 from handloop.core.errors import FileFormatError, InputError
@@ -20,7 +19,7 @@ from handloop.core.rotations import matrix_to_6d, so3_exp
 from handloop.evaluation.alignment import similarity
 from handloop.hand.model import HandPair
 from handloop.loop.image_losses import ImageLoss, ImageLossWeights, by_group, errors_of
-from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch
+from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
 from handloop.loop.picture_source import PictureSource
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.backbones import load_pretrained
@@ -137,8 +136,8 @@ class ImageTraining:
         n = self.batches.trained_on()
         if n is not None and n < options.batch:
             raise InputError(
-                f"{source.count} hands, {options.held_out} of them held out, leave {n} to train on, fewer than the batch of "
-                f"{options.batch}; give more pictures, a smaller batch, or hold fewer out."
+                f"{source.count} hands, {options.held_out} of them held out, leave {n} to train on, fewer than the "
+                f"batch of {options.batch}; give more pictures, a smaller batch, or hold fewer out."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
@@ -199,17 +198,7 @@ class ImageTraining:
         steps = range(self.step, self.options.steps)
         if workers == 0:
             return (self.batches[step] for step in steps)
-        # Spawned, not forked: a fork takes over threads and locks that libraries hold.
-        return iter(
-            DataLoader(
-                self.batches,  # type: ignore[arg-type]
-                batch_size=None,
-                sampler=steps,
-                num_workers=workers,
-                multiprocessing_context="spawn",
-                prefetch_factor=4,
-            )
-        )
+        return in_processes(self.batches, steps, workers)
 
     def _one_step(self, batch: TrainingBatch) -> dict[str, float]:
         o = self.options
@@ -223,7 +212,7 @@ class ImageTraining:
             parts = self.loss.parts(out, batch, o.network.size, self.step >= o.deviations_from * o.steps)
             total = torch.stack(list(parts.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
-            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimiser)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.scaler.step(self.optimiser)
@@ -288,7 +277,8 @@ def regress(network: ImageNetwork, batch: TrainingBatch) -> Regressed:
     """The network's answer to a batch, with heat-maps where it takes them."""
     size = network.options.size
     maps = heatmaps_of(batch.shown, batch.shown_conf, size) if network.options.heatmaps else None
-    return network(batch.crops, maps)  # type: ignore[no-any-return]
+    answer: Regressed = network(batch.crops, maps)
+    return answer
 
 
 def measure(network: ImageNetwork, batches: PictureBatches, step: int = 0) -> Measured:

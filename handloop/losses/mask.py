@@ -1,8 +1,8 @@
 """A loss that keeps a predicted hand inside its mask, and the mask covered.
 
 Boukhayma et al. (CVPR 2019) count projected vertices outside the mask, which has a gradient at the mask's edge only.
-Here each vertex outside pays its distance to the mask, read with a gradient from a distance field, and sampled pixels of
-the mask pay their distance to the nearest projected vertex.
+Here each vertex outside pays its distance to the mask, read with a gradient from a distance field, and sampled pixels
+of the mask pay their distance to the nearest projected vertex.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def distance_field(mask: np.ndarray) -> np.ndarray:
-    """(H, W) float32 px from each pixel to the nearest one of a mask (H, W); 0 inside, and everywhere for an empty one."""
+    """(H, W) float32 px from each pixel to the nearest of a mask (H, W): 0 inside, and everywhere if it is empty."""
     from scipy.ndimage import distance_transform_edt
 
     if not mask.any():

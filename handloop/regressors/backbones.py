@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,12 @@ NAMED = {
     ),
 }
 """Backbones by a short name, with random weights: ConvNeXt-T, ViT-B/16, DINOv2-S/14."""
+
+_NOT_THE_NETWORK = {
+    *("model_type", "num_channels", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"),
+    *("id2label", "label2id", "auto_map"),
+}
+"""Entries of a configuration that say what it was trained for and where, or that a hand's network sets itself."""
 
 
 class Backbone(nn.Module):
@@ -104,7 +111,7 @@ def pretrained_backbone(source: str | os.PathLike[str]) -> tuple[BackboneOptions
     family = str(model.config.model_type)
     if family not in FAMILIES[1:]:
         raise InputError(f"{name} is a {family!r} network, expected one of {', '.join(FAMILIES[1:])}.")
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key in _plain(model.config)}
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_THE_NETWORK}
     return BackboneOptions(family, config=config), dict(model.state_dict())  # type: ignore[arg-type]
 
 
@@ -120,7 +127,9 @@ def load_pretrained(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
     taken = {}
     for name, tensor in weights.items():
         if name in own and tensor.ndim == 4 and tensor.shape[1] == 3 < own[name].shape[1]:
-            tensor = torch.cat([tensor, tensor.new_zeros(own[name].shape[0], own[name].shape[1] - 3, *tensor.shape[2:])], 1)
+            tensor = torch.cat(
+                [tensor, tensor.new_zeros(own[name].shape[0], own[name].shape[1] - 3, *tensor.shape[2:])], 1
+            )
         taken[name] = tensor
     missing, _ = backbone.model.load_state_dict(taken, strict=False)
     if missing:
@@ -137,7 +146,7 @@ class SmallResNet(Backbone):
         )
         sizes = [width, width, 2 * width, 4 * width, 8 * width]
         blocks = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             blocks += [_Block(before, after, 1 if before == after else 2), _Block(after, after, 1)]
         self.blocks = nn.Sequential(*blocks)
         self.channels = sizes[-1]
@@ -154,9 +163,7 @@ class SmallResNet(Backbone):
 class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
-        )
+        self.first = nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
         self.short: nn.Module = nn.Identity()
         if stride != 1 or before != after:
@@ -195,14 +202,6 @@ class TransformersBackbone(Backbone):
         # The class token comes first.
         h, w = x.shape[2] // self.patch, x.shape[3] // self.patch
         return out[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
-
-
-def _plain(config: Any) -> set[str]:
-    """Entries of a configuration that say what the network is, not what it was trained for."""
-    kept = ("hidden", "num_", "layer", "depths", "patch", "image", "mlp", "intermediate", "attention", "embedding")
-    kept += ("qkv", "use_swiglu", "downsample", "drop", "initializer")
-    out = ("id2label", "label2id", "num_labels", "layer_norm_classes")
-    return {key for key in config.to_dict() if key.startswith(kept) and not key.startswith(out)}
 
 
 def _transformers() -> Any:

@@ -114,8 +114,8 @@ class ImageRegressor:
         hand = pair.right
         if data.get("model_digest") != hand.digest:
             raise InputError(
-                f"{source} was trained with the hand model {data.get('model_name')!r} ({data.get('model_digest')}), not "
-                f"with {hand.name!r} ({hand.digest}); train one for it: handloop train image --mano FILE."
+                f"{source} was trained with the hand model {data.get('model_name')!r} ({data.get('model_digest')}), "
+                f"not with {hand.name!r} ({hand.digest}); train one for it: handloop train image --mano FILE."
             )
         try:
             options = ImageNetworkOptions.from_json(data["network"])  # type: ignore[arg-type]

@@ -25,9 +25,7 @@ class IterativeHead(nn.Module):
         super().__init__()
         self.rounds = rounds
         self.outputs = outputs
-        self.hidden = nn.Sequential(
-            nn.Linear(channels + outputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
+        self.hidden = nn.Sequential(nn.Linear(channels + outputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.step = nn.Linear(width, outputs)
         # Untrained, the answer is the usual hand.
         nn.init.xavier_uniform_(self.step.weight, gain=0.01)

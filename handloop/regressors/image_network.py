@@ -95,6 +95,10 @@ class ImageNetwork(nn.Module):
     components: Tensor
     """(K, 45) principal components and `pose_mean` (45,) of the hand model; not part of the weights."""
     pose_mean: Tensor
+    colour_mean: Tensor
+    """(3, 1, 1)."""
+    colour_sd: Tensor
+    """(3, 1, 1)."""
     log_sd_scale: Tensor
     """(28,) what the calibration adds to the logs of the standard deviations; NaN before: no opinion."""
 

@@ -6,7 +6,6 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -43,6 +43,8 @@ class ImageLossWeights:
     log_depth: float = 1.0
     reprojection: float = 3.0
     """Of the points in the picture, in halves of the hand's box."""
+    located: float = 5.0
+    """Of the points that the network sees in the picture before it thinks of a hand, in halves of the crop."""
     vertices: float = 0.0
     mask: float = 0.0
     """Per side of the crop, see `losses.mask`."""
@@ -113,6 +115,7 @@ class ImageLoss:
                 w.reprojection,
                 lambda: reprojection_loss(_project(points, batch), batch.points, batch.conf, box, cap=2.0),
             ),
+            "located": (w.located, lambda: _located(out, batch, size)),
             "vertices": (w.vertices, lambda: self._vertices(out, root, batch)),
             "mask": (w.mask, lambda: self._mask(out, root, batch)),
             "biomechanical": (w.biomechanical, lambda: self._biomechanical(points)),
@@ -168,6 +171,13 @@ def errors_of(out: Regressed, root: Tensor, batch: TrainingBatch) -> tuple[Tenso
 def by_group(log_sd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(B, 28) to rotations, betas, bearing and log depth."""
     return log_sd[:, :16], log_sd[:, 16:26], log_sd[:, 26:27], log_sd[:, 27:28]
+
+
+def _located(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    seen = (2 * batch.points + 1) / size - 1
+    # Points beyond the crop's edge cannot be located.
+    weight = batch.conf * (seen.abs() < 1).all(2)
+    return reprojection_loss(out.located, seen, weight, torch.ones_like(weight[:, 0]), cap=2.0)
 
 
 def _deviations(out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from handloop.core.camera import Camera
 from handloop.core.crop import square_box
-from handloop.core.errors import FileFormatError, InputError, ModelError
+from handloop.core.errors import InputError, ModelError
 from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
 from handloop.formats.datasets.open import open_pictures
@@ -183,12 +183,9 @@ class DatasetSource:
         paths = hands.keypoints.image
         pictures = [load_picture(path, name) for path, name in zip(paths, hands.keypoints.ids, strict=True)]
         masks = [_mask(self.masks[row]) for row in numbers]
-        # What the labels say of the size is the annotation's; the crop goes by the picture at hand.
-        for picture, size, path in zip(pictures, hands.keypoints.image_size.tolist(), paths, strict=True):
-            if np.isfinite(size).all() and picture.shape[1::-1] != (int(size[0]), int(size[1])):
-                raise FileFormatError(
-                    f"{path}: the picture is {picture.shape[1]} px wide, its labels say {size[0]:.0f}."
-                )
+        # What the labels say of the size may be an assumption of their format's.
+        sizes = torch.tensor([picture.shape[1::-1] for picture in pictures], dtype=torch.float64)
+        hands = replace(hands, keypoints=replace(hands.keypoints, image_size=sizes))
         return DrawnPictures(hands, pictures, masks)
 
 

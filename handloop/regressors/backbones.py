@@ -186,7 +186,7 @@ class TransformersBackbone(Backbone):
         try:
             config = transformers.AutoConfig.for_model(options.family, **given)
             self.model = transformers.AutoModel.from_config(config, trust_remote_code=False)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # It checks configurations with errors of its own.
             raise InputError(f"transformers refuses this configuration of {options.family!r}: {error}") from error
         self.channels = int(config.hidden_size if options.family in ("vit", "dinov2") else config.hidden_sizes[-1])
         self.patch = int(config.patch_size) if options.family in ("vit", "dinov2") else 0

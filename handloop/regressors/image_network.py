@@ -14,7 +14,7 @@ from handloop.core.errors import InputError
 from handloop.core.rotations import matrix_from_6d, so3_exp
 from handloop.hand.model import Hand
 from handloop.regressors.backbones import BackboneOptions, build_backbone
-from handloop.regressors.image_heads import AttentionHead, IterativeHead
+from handloop.regressors.image_heads import AttentionHead, IterativeHead, Locator
 
 N_SD = 16 + 10 + 1 + 1
 """A standard deviation per rotation, per beta, for the wrist's bearing and for its log depth."""
@@ -74,6 +74,8 @@ class Regressed:
     """(B, K) principal components of the fingers' pose; K = 0 with 6D rotations."""
     betas: Tensor
     """(B, 10)."""
+    located: Tensor
+    """(B, 21, 2) where the network sees the points, in units of half the crop, from its middle."""
     weak: Tensor
     """(B, 3) s, tx, ty: the wrist appears at s (tx, ty) in units of half the crop, from its middle; m."""
     log_sd: Tensor
@@ -110,6 +112,7 @@ class ImageNetwork(nn.Module):
         sizes = (6, k or 90, 10, 3)
         self.backbone = build_backbone(options.backbone, 3 + 21 * options.heatmaps, options.size)
         channels = self.backbone.channels
+        self.locator = Locator(channels)
         self.head: nn.Module
         if options.head == "iterative":
             self.head = IterativeHead(channels, sum(sizes), options.width, options.rounds)
@@ -144,13 +147,14 @@ class ImageNetwork(nn.Module):
         if heatmaps is not None:
             x = torch.cat([x, heatmaps.to(x)], 1)
         features = self.backbone(x)
-        raw = self.head(features).float()
+        located = self.locator(features)
+        raw = self.head(features, located).float()
         # The deviations describe the error; what they learn must not pull on what makes it.
         log_sd = self.spread(features.detach().mean((2, 3))).float()
         with torch.autocast(raw.device.type, enabled=False):
-            return self._hand(raw, log_sd)
+            return self._hand(raw, located.float(), log_sd)
 
-    def _hand(self, raw: Tensor, log_sd: Tensor) -> Regressed:
+    def _hand(self, raw: Tensor, located: Tensor, log_sd: Tensor) -> Regressed:
         turn = matrix_from_6d(self.usual[:1] + raw[:, :6].unflatten(1, (1, 6)))
         k = len(self.components)
         if k:
@@ -162,7 +166,7 @@ class ImageNetwork(nn.Module):
             fingers = matrix_from_6d(self.usual[1:] + raw[:, 6:96].unflatten(1, (15, 6)))
         scale = _USUAL_SCALE * raw[:, -3].clamp(-3, 3).exp()
         weak = torch.stack([scale, raw[:, -2] / scale, raw[:, -1] / scale], 1)
-        return Regressed(torch.cat([turn, fingers], 1), coefficients, raw[:, -13:-3], weak, log_sd)
+        return Regressed(torch.cat([turn, fingers], 1), coefficients, raw[:, -13:-3], located, weak, log_sd)
 
 
 def heatmaps_of(points: Tensor, conf: Tensor, size: int) -> Tensor:

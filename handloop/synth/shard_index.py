@@ -15,7 +15,7 @@ from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.params import HandParams
 from handloop.synth.encode import decode
-from handloop.synth.shards import part_files
+from handloop.synth.shards import part_files, part_numbers
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def index_pictures(folder: str | os.PathLike[str]) -> IndexedPictures:
     labels: list[dict[str, object]] = []
     rgb: list[_Place] = []
     masks: list[_Place] = []
+    count = 0
     for path in part_files(folder):
         try:
             with tarfile.open(path, "r:") as archive:
@@ -86,8 +87,10 @@ def index_pictures(folder: str | os.PathLike[str]) -> IndexedPictures:
                         masks.append(place)
                     elif member.name.endswith(".json"):
                         labels.append(json.loads(place.read()))
-            if not len(labels) == len(rgb) == len(masks):
-                raise ValueError("a picture lacks one of its files")
+            # A tar file cut off between two members looks whole.
+            count += len(part_numbers(path))
+            if not len(labels) == len(rgb) == len(masks) == count:
+                raise ValueError("a picture or one of its files is missing")
         except (tarfile.TarError, ValueError) as error:
             raise FileFormatError(f"{path}: not a whole part of handloop synth; remove it and run again.") from error
     try:

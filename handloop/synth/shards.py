@@ -97,6 +97,13 @@ def read_pictures(folder: str | os.PathLike[str]) -> Iterator[StoredPicture]:
         yield from _read_part(path)
 
 
+def part_numbers(path: Path) -> range:
+    """The pictures that a tar file of this name holds."""
+    numbers = _NAME.fullmatch(path.name)
+    assert numbers is not None
+    return range(int(numbers[1]), int(numbers[2]) + 1)
+
+
 def part_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The tar files of a folder, in order.
 
@@ -111,9 +118,7 @@ def part_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _read_part(path: Path) -> Iterator[StoredPicture]:
-    numbers = _NAME.fullmatch(path.name)
-    assert numbers is not None
-    missing = list(range(int(numbers[1]), int(numbers[2]) + 1))
+    missing = list(part_numbers(path))
     try:
         with tarfile.open(path, "r:") as archive:
             files: dict[str, bytes] = {}

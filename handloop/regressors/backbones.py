@@ -112,6 +112,9 @@ def pretrained_backbone(source: str | os.PathLike[str]) -> tuple[BackboneOptions
     if family not in FAMILIES[1:]:
         raise InputError(f"{name} is a {family!r} network, expected one of {', '.join(FAMILIES[1:])}.")
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_THE_NETWORK}
+    if family in ("vit", "dinov2"):
+        # Also where it is transformers' default: the position embeddings have this size.
+        config["image_size"] = model.config.image_size
     return BackboneOptions(family, config=config), dict(model.state_dict())  # type: ignore[arg-type]
 
 

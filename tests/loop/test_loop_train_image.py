@@ -98,6 +98,23 @@ def test_a_seed_names_the_weights_and_bf16_trains(source: PictureSource) -> None
         torch.testing.assert_close(plain.nan_to_num(0.0), half.nan_to_num(0.0), atol=0.2, rtol=0.2)
 
 
+@pytest.mark.parametrize("head", ["iterative", "attention"])
+def test_components_heat_maps_and_masks_train(source: PictureSource, head: str) -> None:
+    """The options of Boukhayma et al., with the biomechanical losses on top."""
+    network = replace(NETWORK, width=16, rounds=1, pose="pca", heatmaps=True, head=head)  # type: ignore[arg-type]
+    weights = replace(PRESETS["boukhayma"].weights, biomechanical=1.0)
+    options = replace(TINY, steps=12, batch=8, held_out=0, learning_rate=3e-3, network=network, weights=weights)
+    seen: list[ImageProgress] = []
+    training = ImageTraining(embedded_hand(), source, options)
+    before = [p.clone() for p in training.network.parameters()]
+    training.run(None, seen.append)
+    assert {"mask", "usual_pose", "biomechanical"} < set(seen[0].parts) and "fingers" not in seen[0].parts
+    assert all(math.isfinite(value) for at in seen for value in at.parts.values())
+    assert sum(at.loss for at in seen[-3:]) < sum(at.loss for at in seen[:3])
+    moved = [not torch.equal(a, b) for a, b in zip(before, training.network.parameters(), strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+
+
 def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path) -> None:
     file = tmp_path / "w.checkpoint"
 
@@ -240,7 +257,7 @@ def test_presets_and_refusals(source: PictureSource) -> None:
     assert set(PRESETS) == {"small", "spin", "hamer", "boukhayma"}
     changed = with_network(PRESETS["hamer"], BackboneOptions("dinov2"), 112).network
     assert changed.backbone.family == "dinov2" and changed.size == 112 and changed.head == "attention"
-    with pytest.raises(InputError, match="16 hands, 8 of them held out, leave 8 .* batch of 9"):
+    with pytest.raises(InputError, match=r"16 hands, 8 of them held out, leave 8 .* batch of 9"):
         ImageTraining(embedded_hand(), source, replace(TINY, batch=9, held_out=8))
     with pytest.raises(InputError, match="at least 1 step"):
         replace(TINY, steps=0)

@@ -139,7 +139,7 @@ def test_weights_of_a_local_folder_are_taken_over(tmp_path: Path) -> None:
         torch.testing.assert_close(plain(x[:, :3]), expected)
         # Heat-maps start without influence.
         torch.testing.assert_close(wider(x), expected)
-    with pytest.raises(InputError, match="holds no backbone's config.json"):
+    with pytest.raises(InputError, match=r"holds no backbone's config\.json"):
         pretrained_backbone(tmp_path / "nothing")
     with pytest.raises(InputError, match="lack"):
         load_pretrained(plain, {})
@@ -237,7 +237,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trained with the hand model .* \(0123abcd\), not with"):
         ImageRegressor.load(path, pair)
     about.write_text(text.replace('"width": 16', '"width": 32'), encoding="utf-8")
-    with pytest.raises(FileFormatError, match="not the weights that w.json describes"):
+    with pytest.raises(FileFormatError, match=r"not the weights that w\.json describes"):
         ImageRegressor.load(path, pair)
     about.write_text(text.replace("handloop image regressor 1", "handloop lifter 1"), encoding="utf-8")
     with pytest.raises(FileFormatError, match="no image regressor"):
@@ -263,6 +263,27 @@ def test_wrong_crops_and_options_are_named() -> None:
         batch = batch_of(2, 64)
         assert batch.keypoints is not None
         replace(batch, keypoints=batch.keypoints.select([0]))
+
+
+def test_the_answer_depends_on_the_heat_maps() -> None:
+    regressor = regressor_of(HEADS[2])
+    batch = batch_of(2, 64)
+    elsewhere = replace(batch, keypoints=Keypoints.from_arrays(np.full((2, 21, 2), 310.0)))
+    a, b = regressor.propose(batch), regressor.propose(elsewhere)
+    assert float((a.params.hand_pose - b.params.hand_pose).abs().max()) > 1e-4
+
+
+@needs_transformers
+def test_embeddings_of_another_size_are_interpolated(tmp_path: Path) -> None:
+    """A network trained at ViT's default of 224 px, used at 64."""
+    from transformers import AutoConfig, AutoModel
+
+    AutoModel.from_config(AutoConfig.for_model("vit", **FAMILIES["vit"].config)).save_pretrained(tmp_path)
+    options, weights = pretrained_backbone(tmp_path)
+    backbone = build_backbone(options, 3, 64).eval()
+    load_pretrained(backbone, weights)
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 4, 4)
 
 
 def test_heat_maps_peak_at_their_points() -> None:

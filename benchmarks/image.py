@@ -110,8 +110,8 @@ def on_synthetic(regressor: ImageRegressor, folder: Path, pair: HandPair) -> Non
     report("unseen synthetic", whole, torch.cat(truths), torch.cat(points), camera, pair)
     share = 100 * torch.cat(inside).double().mean((0, 2))
     print(
-        f"\n{len(whole) / seconds:.0f} crops/s on {torch.get_num_threads()} threads; rotation errors within one deviation "
-        f"(68.3 % when right): wrist {float(share[0]):.1f} %, fingers {float(share[1:].mean()):.1f} %."
+        f"\n{len(whole) / seconds:.0f} crops/s on {torch.get_num_threads()} threads; rotation errors within one "
+        f"deviation (68.3 % when right): wrist {float(share[0]):.1f} %, fingers {float(share[1:].mean()):.1f} %."
     )
 
 

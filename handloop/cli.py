@@ -80,12 +80,16 @@ class FitCommand(KeypointCommand):
 
 @dataclass(frozen=True)
 class PredictCommand(KeypointCommand):
-    """Lift keypoint files to MANO hands with a network, without fitting; writes what `fit` writes."""
+    """Lift keypoints or pictures to MANO hands with a network, without fitting; writes what `fit` writes."""
 
     weights: Path | None = None
-    """A lifter made by `handloop train lifter`; without it, the package's own, which knows the embedded hand."""
+    """A lifter made by `handloop train lifter`, or an image regressor by `handloop train image`, which looks at the
+    pictures; without it, the package's own lifter, which knows the embedded hand."""
+    boxes: Path | None = None
+    """JSON or npz with the boxes of the hands, for an image regressor: pictures need no keypoints then, and the inputs
+    are the folders that the pictures lie in. Without it, the keypoints say where the hands are."""
     refine: bool = False
-    """Fit from the network's answer, from no other start."""
+    """Fit from the network's answer, from no other start; hands without keypoints keep the answer."""
 
 
 @dataclass(frozen=True)
@@ -348,11 +352,58 @@ class TrainLoop:
 
 
 @dataclass(frozen=True)
+class TrainImage:
+    """Train an image regressor on pictures with labels; docs/pictures.md explains the kinds."""
+
+    pictures: Annotated[str, tyro.conf.Positional]
+    """Folder that `handloop synth` wrote, or of a picture data set; or the word synth, to render on the fly."""
+    out: Path
+    """Weights to write, ending in .safetensors; a description and a log (.jsonl) land beside them."""
+    preset: Literal["small", "spin", "hamer", "boukhayma"] = "small"
+    """Network, losses and rates: small suits a CPU; spin, hamer and boukhayma need transformers and want a GPU."""
+    backbone: str | None = None
+    """Another backbone: small, resnet18, resnet50, convnext, vit, dinov2 with random weights, or with their own ones a
+    folder or name on the hub, as transformers saves them."""
+    size: int | None = None
+    """Side of the crops, px; without it, the preset's."""
+    split: str | None = None
+    """Only this part of a data set."""
+    mano: str | None = None
+    """MANO file or folder to train for. Without it: what HANDLOOP_MANO names, or the embedded hand."""
+    steps: int | None = None
+    """Steps of the training; without it, the preset's."""
+    batch: int | None = None
+    """Pictures per step; without it, the preset's."""
+    learning_rate: float | None = None
+    """The highest of the cycle; without it, the preset's."""
+    held_out: int = 256
+    """Hands that are not trained on: they measure the progress and calibrate the deviations."""
+    measure_every: int = 500
+    """Steps between two measurements on them, and between two checkpoints."""
+    rendered_size: int = 128
+    """Width and height of pictures rendered on the fly, px."""
+    backgrounds: Path | None = None
+    """Folder of pictures to cut the backgrounds of rendered pictures from."""
+    workers: int = 1
+    """Processes that prepare pictures; 0 for none besides the training. The result does not depend on it."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the network's products; auto is 16 bits on a GPU. On a CPU that has them, bf16 saves a third of the time."""
+    seed: int = 20261121
+    """Of the weights' start, the order of the pictures and their changes."""
+    resume: bool = False
+    """Go on with an interrupted training of the same name and settings."""
+
+
+@dataclass(frozen=True)
 class TrainCommand:
-    """Train networks."""
+    """Train networks: the keypoint lifter, alone or in the self-improving loop, or an image regressor."""
 
     action: Annotated[
-        Annotated[TrainLifter, tyro.conf.subcommand("lifter")] | Annotated[TrainLoop, tyro.conf.subcommand("loop")],
+        Annotated[TrainLifter, tyro.conf.subcommand("lifter")]
+        | Annotated[TrainLoop, tyro.conf.subcommand("loop")]
+        | Annotated[TrainImage, tyro.conf.subcommand("image")],
         tyro.conf.arg(name=""),
     ]
     """What to train, and how."""
@@ -371,7 +422,7 @@ class VersionCommand:
     """Print the version."""
 
 
-def checkpoint_of(command: TrainLifter | TrainLoop) -> Path:
+def checkpoint_of(command: TrainLifter | TrainLoop | TrainImage) -> Path:
     """Where a training keeps what it needs to go on."""
     if isinstance(command, TrainLoop):
         return command.out / "checkpoint.pt"
@@ -420,10 +471,7 @@ def main(argv: list[str] | None = None) -> int:
 
             return run_synth(command)
         if isinstance(command, TrainCommand):
-            from handloop.train_job import run_train_lifter, run_train_loop
-
-            action = command.action
-            return run_train_lifter(action) if isinstance(action, TrainLifter) else run_train_loop(action)
+            return _run_training(command.action)
         if isinstance(command, DoctorCommand):
             from handloop.doctor import run_doctor
 
@@ -443,7 +491,7 @@ def main(argv: list[str] | None = None) -> int:
         from handloop.job import run_fit, run_predict
 
         if isinstance(command, PredictCommand):
-            return run_predict(command, command.weights, command.refine)
+            return run_predict(command, command.weights, command.boxes, command.refine)
         return run_fit(command, command.start)
     except HandloopError as error:
         print(f"handloop: {error}", file=sys.stderr)
@@ -458,6 +506,16 @@ def main(argv: list[str] | None = None) -> int:
             f"handloop: interrupted{'; what was done is kept, go on with --resume' if kept else ''}.", file=sys.stderr
         )
         return 130
+
+
+def _run_training(action: TrainLifter | TrainLoop | TrainImage) -> int:
+    if isinstance(action, TrainImage):
+        from handloop.train_image_job import run_train_image
+
+        return run_train_image(action)
+    from handloop.train_job import run_train_lifter, run_train_loop
+
+    return run_train_lifter(action) if isinstance(action, TrainLifter) else run_train_loop(action)
 
 
 def _run_cache(action: CacheInfo | CacheExport | CacheImport | CacheMerge | CacheVerify) -> int:

@@ -48,6 +48,7 @@ from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+from handloop.picture_start import PictureStart, is_image_weights
 from handloop.priors.prior_file import load_prior
 from handloop.regressors.lifter import Lifter
 
@@ -63,12 +64,17 @@ def run_fit(command: KeypointCommand, start: Path | None) -> int:
     return _run(command, RECIPES[command.recipe], start)
 
 
-def run_predict(command: KeypointCommand, weights: Path | None, refine: bool) -> int:
-    """Lift with a network, and fit from there if asked to; returns the exit status."""
-    return _run(command, prediction_recipe(RECIPES[command.recipe], refine), pick_lifter(weights))
+def run_predict(command: KeypointCommand, weights: Path | None, boxes: Path | None, refine: bool) -> int:
+    """Lift keypoints or pictures with a network, and fit from there if asked to; returns the exit status."""
+    recipe = prediction_recipe(RECIPES[command.recipe], refine)
+    if weights is not None and is_image_weights(weights):
+        return _run(command, replace(recipe, keep_proposal=True), PictureStart(weights, boxes))
+    if boxes is not None:
+        raise InputError("--boxes is for image regressors; name the weights of one with --weights.")
+    return _run(command, recipe, pick_lifter(weights))
 
 
-def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) -> int:
+def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | PictureStart | None) -> int:
     console = Console(stderr=True, highlight=False)
     if not command.inputs:
         raise InputError(
@@ -88,11 +94,19 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) 
         command.images,
         command.min_conf,
     )
+    box = None
     with console.status("reading keypoints"):
-        read = read_keypoints(command.inputs, options)
-    keypoints = read.keypoints
+        if isinstance(start, PictureStart):
+            read, box = start.read(command.inputs, options)
+        else:
+            read = read_keypoints(command.inputs, options)
     camera, camera_notes = choose_camera(command, read)
+    proposal = None
+    if isinstance(start, PictureStart) and box is not None:
+        with console.status("looking at the pictures"):
+            read, camera, proposal = start.propose(read, box, camera, models.pair, device)
     check_camera(camera)
+    keypoints = read.keypoints
     length = None if command.hand_length is None else hand_lengths(command.hand_length, len(keypoints))
     notes = [*read.notes, *camera_notes, *_model_notes(models)]
     _say_what_was_read(console, read, notes)
@@ -109,8 +123,9 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | None) 
 
         ensure_compiled()
     started = time.monotonic()
-    source = start.for_pair(models.pair) if isinstance(start, Lifter) else start
-    proposal = None if source is None else propose(source, keypoints, camera, models.layout)
+    if start is not None and not isinstance(start, PictureStart):
+        source = start.for_pair(models.pair) if isinstance(start, Lifter) else start
+        proposal = propose(source, keypoints, camera, models.layout)
     result = _fit_in_parts(command, recipe, models, keypoints, camera, length, proposal, console)
     seconds = time.monotonic() - started
     path = result.save(out)
@@ -353,12 +368,14 @@ def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds:
     fitted = int(result.fitted().sum())
     done = "predicted" if bool((result.status == Status.PREDICTED).any()) else "fitted"
     if fitted:
-        box = result.keypoints.box_size()
-        relative = (result.rms_px / box.clamp(min=1e-9))[result.fitted()].median()
+        relative = (result.rms_px / result.keypoints.box_size().clamp(min=1e-9))[result.fitted()].nanmedian()
+        error = (
+            f"median reprojection error {float(result.rms_px[result.fitted()].nanmedian()):.1f} px "
+            f"({100 * float(relative):.1f} % of the hand's box)"
+        )
         console.print(
             f"{fitted} of {len(result)} hands {done} in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
-            f"median reprojection error {float(result.rms_px[result.fitted()].median()):.1f} px "
-            f"({100 * float(relative):.1f} % of the hand's box)."
+            f"{'without keypoints to compare with' if bool(relative.isnan()) else error}."
         )
     else:
         console.print(f"none of {len(result)} hands {done}.")

@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from handloop.api import pick_lifter
 from handloop.cli import checkpoint_of
+from handloop.compiler import ensure_compiled
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.layout import KeypointLayout
-from handloop.fitting.fused.compiler import ensure_compiled
 from handloop.fitting.learn_layout_2d import learn_from_keypoints
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
 from handloop.hand.load import load_hand

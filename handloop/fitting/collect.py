@@ -123,6 +123,19 @@ class Output:
             column = self.terms.setdefault(name, torch.full_like(self.energy, float("nan")))
             column[rows] = value[good].cpu()
 
+    def put_proposed(self, at: Tensor, state: HandState, points: Tensor, own_points: Tensor) -> None:
+        """Take over hands that were not fitted; energies and errors stay NaN."""
+        for into, value in (
+            (self.state.rotations, state.rotations),
+            (self.state.betas, state.betas),
+            (self.state.root, state.root),
+            (self.state.log_focal, state.log_focal),
+            (self.points, points),
+            (self.own_points, own_points),
+        ):
+            into[at] = value.cpu()
+        self.status[at] = int(Status.PREDICTED)
+
 
 def result_of(
     models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output, starts: str

@@ -163,6 +163,8 @@ def fit_keypoints(
     if proposal is not None:
         proposal = proposal.rows_for(keypoints.ids, keypoints.is_right)
     for model, rows in models.split(keypoints.is_right):
+        if proposal is not None and recipe.keep_proposal:
+            _keep_proposed(model, keypoints, camera, recipe, proposal, rows[~usable[rows]], out)
         rows = rows[usable[rows]]
         chunk = _chunk(model, recipe)
         for start in range(0, len(rows), chunk):
@@ -189,6 +191,19 @@ def _starts_of(recipe: Recipe, proposal: Proposal | None) -> str:
     if seeds:
         parts.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
     return " + ".join(parts)
+
+
+def _keep_proposed(
+    model: FitModel, keypoints: Keypoints, camera: Camera, recipe: Recipe, proposal: Proposal, at: Tensor, out: Output
+) -> None:
+    """Proposals as results of the hands `at`, where they have a pose and a place."""
+    chosen = proposal.select(at)
+    whole = torch.stack([torch.isfinite(t).all(1) for t in chosen.params.tensors()]).all(0)
+    at, chosen = at[whole], chosen.select(whole)
+    seen = Observations.of(keypoints.select(at), camera.select(at), recipe, None, model.like, None)
+    state = proposal_starts(model, chosen, camera.select(at), seen)
+    where = (state.rotations, state.betas, state.root)
+    out.put_proposed(at, state, model.kinematics.points(*where), model.kinematics.with_offsets(None).points(*where))
 
 
 def _check_baseline(

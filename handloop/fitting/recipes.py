@@ -52,6 +52,9 @@ class Recipe:
     """Let the package's keypoint lifter propose one more start where there is none from the caller and the hand is the
     one it knows, the embedded hand. Published methods, fits of 3D points alone and recipes that fix parameters at their
     start never use it."""
+    keep_proposal: bool = False
+    """A hand with too few points for a fit keeps what was proposed for it, as a prediction: for networks that look at
+    pictures."""
     explore_steps: int = 4
     """Steps given to every start beside a proposal; twice as many where there is none."""
     finalists: int = 3

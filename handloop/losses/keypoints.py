@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 
-def points_loss(predicted: Tensor, true: Tensor, weight: Tensor | None = None) -> Tensor:
+def points_loss(predicted: Tensor, true: Tensor, weight: Tensor | None = None, squared: bool = False) -> Tensor:
     """Mean L1 distance per coordinate of points (B, P, 3), each side relative to its own point 0, in their unit.
 
     Args:
         predicted, true: (B, P, 3).
-        weight: (B, P), 0 for points without a label; None for all. A hand whose wrist has none gives 0.
+        weight: (B, P), 0 for points without a label, whose coordinates do not matter; None for all. A hand whose wrist
+            has none gives 0.
+        squared: mean squared distance instead.
     """
-    error = ((predicted - predicted[:, :1]) - (true - true[:, :1])).abs().mean(2)
+    if weight is not None:
+        true = torch.where(weight[..., None] > 0, true, torch.zeros_like(true))
+    difference = (predicted - predicted[:, :1]) - (true - true[:, :1])
+    error = (difference.square() if squared else difference.abs()).mean(2)
     if weight is None:
         return error.mean(1)
     return _mean(error, weight * (weight[:, :1] > 0))
@@ -35,6 +40,18 @@ def reprojection_loss(predicted: Tensor, seen: Tensor, weight: Tensor, scale: Te
         (predicted - torch.where(weight[..., None] > 0, seen, torch.zeros_like(seen))) / scale[:, None, None]
     ).abs()
     return _mean(error.clamp(max=cap).mean(2), weight)
+
+
+def vertices_loss(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+    """Mean L1 distance per coordinate of meshes (B, V, 3), each side relative to its own mean, in their unit.
+
+    Args:
+        predicted, true: (B, V, 3).
+        valid: (B,) bool, hands with a label; others give 0.
+    """
+    true = torch.where(valid[:, None, None], true, torch.zeros_like(true))
+    error = ((predicted - predicted.mean(1, keepdim=True)) - (true - true.mean(1, keepdim=True))).abs().mean((1, 2))
+    return torch.where(valid, error, torch.zeros_like(error))
 
 
 def _mean(error: Tensor, weight: Tensor) -> Tensor:

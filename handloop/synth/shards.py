@@ -93,18 +93,32 @@ def read_pictures(folder: str | os.PathLike[str]) -> Iterator[StoredPicture]:
         InputError: no such folder, or no tar files of that name there.
         FileFormatError: a damaged file.
     """
+    for path in part_files(folder):
+        yield from _read_part(path)
+
+
+def part_numbers(path: Path) -> range:
+    """The pictures that a tar file of this name holds."""
+    numbers = _NAME.fullmatch(path.name)
+    assert numbers is not None
+    return range(int(numbers[1]), int(numbers[2]) + 1)
+
+
+def part_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The tar files of a folder, in order.
+
+    Raises:
+        InputError: no such folder, or no tar files of that name there.
+    """
     place = Path(folder)
     names = sorted(path for path in place.iterdir() if _NAME.fullmatch(path.name)) if place.is_dir() else []
     if not names:
         raise InputError(f"{folder} holds no pictures-*.tar; name a folder that handloop synth wrote.")
-    for path in names:
-        yield from _read_part(path)
+    return names
 
 
 def _read_part(path: Path) -> Iterator[StoredPicture]:
-    numbers = _NAME.fullmatch(path.name)
-    assert numbers is not None
-    missing = list(range(int(numbers[1]), int(numbers[2]) + 1))
+    missing = list(part_numbers(path))
     try:
         with tarfile.open(path, "r:") as archive:
             files: dict[str, bytes] = {}

@@ -1,0 +1,162 @@
+"""How good is an image regressor on pictures it has not seen? Synthetic ones, and real ones with 3D truth.
+
+    handloop synth --out train --count 10240 --size 128 --seed 1
+    handloop synth --out unseen --count 1024 --size 128 --seed 777
+    handloop train image train --out w.safetensors
+    python -m benchmarks.image --weights w.safetensors --unseen unseen
+
+The mean pose is what the network answers before it has learned anything: the mean of the model's own poses and shapes.
+Real pictures are used where HANDLOOP_REAL_DATA (default ../shared/data) holds keypoints_3d/ge2019.npz and hpx.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from handloop.core.camera import Camera
+from handloop.core.crop import square_box
+from handloop.core.keypoints import Keypoints
+from handloop.core.params import HandParams
+from handloop.core.proposal import Proposal
+from handloop.evaluation.alignment import similarity
+from handloop.formats.picture_set import load_picture
+from handloop.hand.kinematics import Kinematics
+from handloop.hand.load import load_hand
+from handloop.hand.model import HandPair
+from handloop.loop.picture_source import MARGIN, open_source
+from handloop.losses.parameters import rotation_error
+from handloop.picture_start import crop
+from handloop.priors.gaussian import GaussianPosePrior
+from handloop.regressors.image import ImageRegressor
+from handloop.synth.picture import PictureOptions
+
+_CHUNK = 256
+
+
+def points_of(params: HandParams, is_right: Tensor, pair: HandPair) -> Tensor:
+    """(N, 21, 3) m, camera frame."""
+    out = torch.zeros(len(params), 21, 3, dtype=torch.float64)
+    for side in (True, False):
+        rows = (is_right == side).nonzero()[:, 0]
+        some = params.select(rows)
+        kinematics = Kinematics.from_hand(pair.side(side))
+        root = some.transl + kinematics.root_offset(some.betas)
+        out[rows] = kinematics.points(some.rotation_matrices(), some.betas, root)
+    return out
+
+
+def mean_pose(is_right: Tensor, pair: HandPair) -> Tensor:
+    """(N, 21, 3) m, the mean of the model's own poses."""
+    n = len(is_right)
+    mean = GaussianPosePrior.from_hand(pair.right).mean.expand(n, 45)
+    zeros = HandParams.zeros(n)
+    right = HandParams(zeros.global_orient, mean, zeros.betas, zeros.transl)
+    pairs = zip(right.tensors(), right.mirrored().tensors(), strict=True)
+    return points_of(HandParams(*(torch.where(is_right[:, None], a, b) for a, b in pairs)), is_right, pair)
+
+
+def errors(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) mm: after similarity alignment, and relative to the wrist."""
+    pa = (similarity(found, truth).apply(found) - truth).norm(dim=2).mean(1)
+    root = ((found - found[:, :1]) - (truth - truth[:, :1])).norm(dim=2).mean(1)
+    return 1000 * pa, 1000 * root
+
+
+def report(name: str, proposal: Proposal, truth: Tensor, points: Tensor, camera: Camera, pair: HandPair) -> None:
+    """One row of the table."""
+    found = points_of(proposal.params, proposal.is_right, pair)
+    pa, root = errors(found, truth)
+    usual = float(errors(mean_pose(proposal.is_right, pair), truth)[0].mean())
+    box = (points.amax(1) - points.amin(1)).amax(1)
+    away = 100 * float(((camera.project(found) - points).norm(dim=2).mean(1) / box).median())
+    better = 100 * (1 - float(pa.mean()) / usual)
+    print(
+        f"| {name} | {len(truth)} | {usual:.2f} | {float(pa.mean()):.2f} | {better:.0f} % | {float(root.mean()):.1f} | "
+        f"{float(root.median()):.1f} | {away:.1f} |",
+        flush=True,
+    )
+
+
+def on_synthetic(regressor: ImageRegressor, folder: Path, pair: HandPair) -> None:
+    """Unseen rendered pictures, and how often the truth lies within the claimed deviations."""
+    source = open_source(folder, pair, None, PictureOptions())
+    proposals, truths, points, cameras, inside, seconds = [], [], [], [], [], 0.0
+    for start in range(0, source.count or 0, _CHUNK):
+        drawn = source.draw(range(start, min(start + _CHUNK, source.count or 0)))
+        hands = drawn.hands
+        batch = crop(drawn.pictures, hands.keypoints, hands.box, hands.camera, regressor)
+        begun = time.perf_counter()
+        proposals.append(regressor.propose(batch))
+        seconds += time.perf_counter() - begun
+        truths.append(hands.joints)
+        points.append(hands.keypoints.xy)
+        cameras.append(hands.camera)
+        ours, theirs = proposals[-1].params.rotation_matrices(), hands.params.rotation_matrices()
+        inside.append(rotation_error(ours, theirs).abs() < proposals[-1].rotations_sd[..., None])
+    whole = Proposal.without_opinion(
+        HandParams(*(torch.cat(g) for g in zip(*(p.params.tensors() for p in proposals), strict=True))),
+        torch.cat([p.is_right for p in proposals]),
+        None,
+    )
+    camera = Camera(torch.cat([c.focal for c in cameras]), torch.cat([c.princpt for c in cameras]))
+    report("unseen synthetic", whole, torch.cat(truths), torch.cat(points), camera, pair)
+    share = 100 * torch.cat(inside).double().mean((0, 2))
+    print(
+        f"\n{len(whole) / seconds:.0f} crops/s on {torch.get_num_threads()} threads; rotation errors within one "
+        f"deviation (68.3 % when right): wrist {float(share[0]):.1f} %, fingers {float(share[1:].mean()):.1f} %."
+    )
+
+
+def on_real(regressor: ImageRegressor, folder: Path, pair: HandPair) -> None:
+    """Ge et al. 2019 and two pictures of FreiHAND, boxes from their true keypoints."""
+    for name, uv, matrix in (("ge2019", "uv_crop256", "K_crop256"), ("hpx", "uv_px", "K")):
+        path = folder / "keypoints_3d" / f"{name}.npz"
+        if not path.is_file():
+            continue
+        with np.load(path, allow_pickle=False) as data:
+            pictures = [load_picture(str(folder / str(image)), name) for image in data["image"]]
+            keypoints = Keypoints.from_arrays(data[uv].astype(np.float64), data["is_right"].astype(bool))
+            truth = torch.from_numpy(data["joints_cam_mm"].astype(np.float64)) / 1000
+            camera = Camera.from_matrix(data[matrix].astype(np.float64))
+        box = square_box(keypoints.box(), MARGIN)
+        proposal = regressor.propose(crop(pictures, keypoints, box, camera, regressor))
+        report(name, proposal, truth, keypoints.xy, camera, pair)
+
+
+def learning_curve(log: Path) -> None:
+    """What the training measured on hands held out."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    print("\n| step | s | PA mm | root-relative mm |\n|---|---|---|---|")
+    for line in lines:
+        if "pa_mm" in line:
+            print(f"| {line['step']} | {line['seconds']:.0f} | {line['pa_mm']:.2f} | {line['root_mm']:.1f} |")
+
+
+def main() -> None:
+    """Print everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--unseen", type=Path, required=True)
+    parser.add_argument("--mano", default=None)
+    options = parser.parse_args()
+    pair = load_hand(options.mano)
+    regressor = ImageRegressor.load(options.weights, pair)
+    print("| pictures | hands | mean pose PA mm | PA mm | better | root-relative mm | median | 2D, % of box |")
+    print("|---|---|---|---|---|---|---|---|")
+    on_real(regressor, Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data")), pair)
+    on_synthetic(regressor, options.unseen, pair)
+    log = options.weights.with_suffix(".jsonl")
+    if log.is_file():
+        learning_curve(log)
+
+
+if __name__ == "__main__":
+    main()

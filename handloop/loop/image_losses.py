@@ -1,0 +1,204 @@
+"""What a prediction of the image regressor costs: labelled parts are compared, missing labels cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handloop.core.errors import InputError
+from handloop.hand.kinematics import Kinematics
+from handloop.hand.mesh import MeshLayer
+from handloop.hand.model import Hand
+from handloop.loop.picture_batches import TrainingBatch
+from handloop.losses.biomechanical import biomechanical_loss
+from handloop.losses.keypoints import points_loss, reprojection_loss, vertices_loss
+from handloop.losses.mask import mask_loss
+from handloop.losses.parameters import betas_loss, gaussian_nll, log_depth_loss, rotation_error, rotation_loss
+from handloop.priors.biomechanical_limits import BiomechanicalLimits
+from handloop.regressors.image_network import Regressed
+
+_MASK_STEP = 4
+"""Every fourth vertex is held against the mask: 195 of them leave no gap of a pixel in a crop of 100."""
+_NEAREST_M = 0.02
+"""Points nearer than this are projected as if they were there."""
+
+
+@dataclass(frozen=True)
+class ImageLossWeights:
+    """What an error costs; 0 leaves a part out. Points, fingers and vertices are per cm, or cm squared."""
+
+    points: float = 1.0
+    """Of the 21 points relative to the wrist."""
+    squared: bool = False
+    """Squared distances of the points instead of L1."""
+    fingers: float = 1.0
+    """Of the points in the wrist's own frame, where a wrong view of the whole hand does not count."""
+    rotations: float = 1.0
+    """Per squared rad."""
+    betas: float = 0.05
+    """Per squared population deviation."""
+    log_depth: float = 1.0
+    reprojection: float = 3.0
+    """Of the points in the picture, in halves of the hand's box."""
+    located: float = 5.0
+    """Of the points that the network sees in the picture before it thinks of a hand, in halves of the crop."""
+    vertices: float = 0.0
+    mask: float = 0.0
+    """Per side of the crop, see `losses.mask`."""
+    biomechanical: float = 0.0
+    """Times the weights of Spurr et al.; needs no labels."""
+    usual_pose: float = 0.0
+    """Per squared coefficient of the fingers' principal components: pulls to the mean pose."""
+    usual_betas: float = 0.01
+    """Per squared beta of hands without parameters: pulls to the mean shape."""
+    deviations: float = 0.1
+    """Of the negative log likelihood; it trains the deviations only."""
+
+    def __post_init__(self) -> None:
+        if any(value < 0 for value in vars(self).values()):
+            raise InputError("a weight of a loss is negative, expected 0 or more.")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageLoss:
+    """The weighted losses for one hand model on one device."""
+
+    weights: ImageLossWeights
+    kinematics: Kinematics
+    """Of the right hand, float32."""
+    mesh: MeshLayer | None
+    """None where neither vertices nor masks count."""
+    limits: BiomechanicalLimits | None
+
+    @classmethod
+    def of(cls, hand: Hand, weights: ImageLossWeights, device: torch.device) -> ImageLoss:
+        """For a right hand."""
+        kinematics = Kinematics.from_hand(hand, torch.float32, device)
+        mesh = MeshLayer(hand, torch.float32, device) if weights.vertices or weights.mask else None
+        limits = None
+        if weights.biomechanical:
+            limits = BiomechanicalLimits.from_hand(hand, generator=torch.Generator().manual_seed(0)).to(
+                kinematics.joints
+            )
+        return cls(weights, kinematics, mesh, limits)
+
+    def parts(self, out: Regressed, batch: TrainingBatch, size: int, deviations: bool) -> dict[str, Tensor]:
+        """Weighted losses by name, each () the mean over the hands; their sum is what to minimise.
+
+        Args:
+            out: the prediction.
+            batch: the labels.
+            size: side of the crops, px.
+            deviations: whether the standard deviations are trained yet.
+        """
+        w, has = self.weights, batch.has_params
+        camera = batch.camera()
+        root = out.root(camera, size)
+        points = self.kinematics.points(out.rotations, out.betas, root)
+        box = _half_box(batch.points, batch.conf)
+        costs: dict[str, tuple[float, Callable[[], Tensor]]] = {
+            "points": (
+                w.points,
+                lambda: self._unit * points_loss(points, batch.joints, batch.joints_weight, w.squared),
+            ),
+            "fingers": (w.fingers, lambda: self._unit * self._fingers(points, out, batch)),
+            "rotations": (w.rotations, lambda: rotation_loss(out.rotations, batch.rotations, has)),
+            "betas": (w.betas, lambda: betas_loss(out.betas, batch.betas, has)),
+            "log_depth": (
+                w.log_depth,
+                lambda: log_depth_loss(root[:, 2].log(), batch.root[:, 2].clamp(min=_NEAREST_M).log(), batch.has_root),
+            ),
+            "reprojection": (
+                w.reprojection,
+                lambda: reprojection_loss(_project(points, batch), batch.points, batch.conf, box, cap=2.0),
+            ),
+            "located": (w.located, lambda: _located(out, batch, size)),
+            "vertices": (w.vertices, lambda: self._vertices(out, root, batch)),
+            "mask": (w.mask, lambda: self._mask(out, root, batch)),
+            "biomechanical": (w.biomechanical, lambda: self._biomechanical(points)),
+            "usual_pose": (w.usual_pose, lambda: out.coefficients.square().sum(1)),
+            "usual_betas": (w.usual_betas, lambda: torch.where(has, 0.0, out.betas.square().mean(1))),
+            "deviations": (w.deviations * deviations, lambda: _deviations(out, root, batch)),
+        }
+        return {name: weight * cost().mean() for name, (weight, cost) in costs.items() if weight}
+
+    @property
+    def _unit(self) -> float:
+        return 1e4 if self.weights.squared else 1e2
+
+    def _fingers(self, points: Tensor, out: Regressed, batch: TrainingBatch) -> Tensor:
+        weight = batch.joints_weight * batch.has_params[:, None]
+        ours, theirs = points @ out.rotations[:, 0], batch.joints @ batch.rotations[:, 0]
+        return points_loss(ours, theirs, weight, self.weights.squared)
+
+    def _vertices(self, out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:
+        ours = self._skin(out.rotations, out.betas, root)
+        with torch.no_grad():
+            theirs = self._skin(batch.rotations, batch.betas, batch.root)
+        return 100 * vertices_loss(ours, theirs, batch.has_params)
+
+    def _mask(self, out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:
+        vertices = self._skin(out.rotations, out.betas, root)[:, ::_MASK_STEP]
+        return mask_loss(_project(vertices, batch), batch.field, batch.pixels, batch.has_mask)
+
+    def _biomechanical(self, points: Tensor) -> Tensor:
+        assert self.limits is not None
+        return biomechanical_loss(points, self.limits)
+
+    def _skin(self, rotations: Tensor, betas: Tensor, root: Tensor) -> Tensor:
+        assert self.mesh is not None
+        return self.mesh.skin_rotations(rotations, betas, root - self.kinematics.root_offset(betas))[0]
+
+
+def errors_of(out: Regressed, root: Tensor, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Errors (B, groups, components) of rotations, betas, bearing and log depth."""
+    angle = rotation_error(out.rotations, batch.rotations)
+    ours = torch.nn.functional.normalize(root, dim=1)
+    theirs = torch.nn.functional.normalize(batch.root, dim=1)
+    # A small angle as two components across the line of sight.
+    across = torch.linalg.cross(ours, theirs)
+    down = torch.tensor([0.0, 1.0, 0.0]).to(ours).expand_as(ours)
+    first = torch.nn.functional.normalize(torch.linalg.cross(theirs, down), dim=1)
+    second = torch.linalg.cross(theirs, first)
+    bearing = torch.stack([(across * first).sum(1), (across * second).sum(1)], 1)[:, None]
+    depth = (batch.root[:, 2].clamp(min=_NEAREST_M) / root[:, 2]).log()[:, None, None]
+    return angle, (batch.betas - out.betas)[..., None], bearing, depth
+
+
+def by_group(log_sd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B, 28) to rotations, betas, bearing and log depth."""
+    return log_sd[:, :16], log_sd[:, 16:26], log_sd[:, 26:27], log_sd[:, 27:28]
+
+
+def _located(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    seen = (2 * batch.points + 1) / size - 1
+    # Points beyond the crop's edge cannot be located.
+    weight = batch.conf * (seen.abs() < 1).all(2)
+    return reprojection_loss(out.located, seen, weight, torch.ones_like(weight[:, 0]), cap=2.0)
+
+
+def _deviations(out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:
+    with torch.no_grad():
+        errors = errors_of(out, root, batch)
+    valid = batch.has_params & batch.has_root
+    return sum(
+        (gaussian_nll(error, log_sd, valid) for error, log_sd in zip(errors, by_group(out.log_sd), strict=True)),
+        torch.zeros_like(root[:, 0]),
+    )
+
+
+def _project(points: Tensor, batch: TrainingBatch) -> Tensor:
+    """(B, P, 3) m to (B, P, 2) px of the crops; points behind the camera are taken for near ones."""
+    seen = points[..., :2] / points[..., 2:].clamp(min=_NEAREST_M)
+    return seen * batch.focal[:, None] + batch.princpt[:, None]
+
+
+def _half_box(points: Tensor, conf: Tensor) -> Tensor:
+    """(B,) half the longer side of the box of points that are there, px, at least 1."""
+    there = (conf > 0)[..., None]
+    low = torch.where(there, points, float("inf")).amin(1)
+    high = torch.where(there, points, float("-inf")).amax(1)
+    return torch.where(there.any(1), high - low, 2.0).amax(1).div(2).clamp(min=1.0)

@@ -1,0 +1,342 @@
+"""Train an image regressor on pictures with labels."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from handloop.core.augmentation import AugmentOptions
+from handloop.core.errors import FileFormatError, InputError
+from handloop.core.rotations import matrix_to_6d, so3_exp
+from handloop.evaluation.alignment import similarity
+from handloop.hand.model import HandPair
+from handloop.loop.image_losses import ImageLoss, ImageLossWeights, by_group, errors_of
+from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
+from handloop.loop.picture_source import PictureSource
+from handloop.priors.gaussian import GaussianPosePrior
+from handloop.regressors.backbones import load_pretrained
+from handloop.regressors.image import ImageRegressor
+from handloop.regressors.image_network import N_SD, ImageNetwork, ImageNetworkOptions, Regressed, heatmaps_of
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_CHECKPOINT = "handloop image training 1"
+_AUGMENT = AugmentOptions(scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
+_LEAST_CALIBRATION = 100
+"""Hands from which a scale of the deviations can be told."""
+
+
+@dataclass(frozen=True)
+class ImageTrainOptions:
+    """How long and how fast."""
+
+    steps: int = 10000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    """The highest of the cycle (OneCycleLR: it rises, then falls as a cosine)."""
+    rising: float = 0.1
+    """Share of the steps in which it rises."""
+    weight_decay: float = 0.01
+    ema: float = 0.998
+    """Decay of the averaged weights, which are the ones that are kept."""
+    deviations_from: float = 0.3
+    """Share of the steps after which the standard deviations are trained."""
+    seed: int = 20261121
+    held_out: int = 256
+    """Hands that are not trained on: they measure the progress and calibrate the deviations."""
+    measure_every: int = 500
+    """Steps between two measurements on them, and between two checkpoints."""
+    precision: Precision = "auto"
+    """Of the network's products; auto is bf16 on a GPU that has it, else fp16, and 32 bits on a CPU."""
+    network: ImageNetworkOptions = field(default_factory=ImageNetworkOptions)
+    weights: ImageLossWeights = field(default_factory=ImageLossWeights)
+    augment: AugmentOptions = _AUGMENT
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 2 or self.measure_every < 1 or self.held_out < 0:
+            raise InputError(
+                f"{self.steps} steps of {self.batch} hands, {self.held_out} of them held out and measured every "
+                f"{self.measure_every} steps, were asked for; expected at least 1 step of 2 hands."
+            )
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise InputError(f"the precision {self.precision!r} is unknown, expected auto, fp32, bf16 or fp16.")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How good a network is on hands it was not trained on."""
+
+    step: int
+    hands: int
+    pa_mm: float
+    """Mean error of the points after similarity alignment."""
+    root_mm: float
+    """The same relative to the wrist."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageProgress:
+    """Where a training stands."""
+
+    step: int
+    steps: int
+    parts: Mapping[str, float]
+    """The weighted losses."""
+    measured: Measured | None
+    """At the steps where it was measured."""
+
+    @property
+    def loss(self) -> float:
+        """Their sum."""
+        return sum(self.parts.values())
+
+
+class ImageTraining:
+    """A training that can be stopped and resumed, with the same weights in the end."""
+
+    def __init__(
+        self,
+        pair: HandPair,
+        source: PictureSource,
+        options: ImageTrainOptions,
+        device: torch.device | None = None,
+        pretrained: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Start.
+
+        Args:
+            pair: the hand models; the right one is trained for.
+            source: pictures with labels.
+            options: how.
+            device: where the network runs; None for the CPU.
+            pretrained: the backbone's weights (`backbones.pretrained_backbone`); None for random ones.
+
+        Raises:
+            InputError: the source holds too few hands.
+        """
+        self.pair, self.options, self.step = pair, options, 0
+        self.device = torch.device("cpu") if device is None else device
+        net = options.network
+        self.batches = PictureBatches.of(
+            source,
+            pair,
+            BatchOptions(
+                net.size, options.batch, options.seed, options.augment, options.weights.mask > 0,
+                held_out=options.held_out,
+            ),
+        )  # fmt: skip
+        n = self.batches.trained_on()
+        if n is not None and n < options.batch:
+            raise InputError(
+                f"{source.count} hands, {options.held_out} of them held out, leave {n} to train on, fewer than the "
+                f"batch of {options.batch}; give more pictures, a smaller batch, or hold fewer out."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            self.network = ImageNetwork(net, pair.right)
+        if pretrained is not None:
+            load_pretrained(self.network.backbone, pretrained)
+        start_at_the_usual_hand(self.network, pair)
+        self.network.to(self.device)
+        self.loss = ImageLoss.of(pair.right, options.weights, self.device)
+        self.mean = torch.optim.swa_utils.AveragedModel(
+            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
+        )
+        self.optimiser = torch.optim.AdamW(_decayed(self.network, options.weight_decay), lr=options.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, options.learning_rate, options.steps, pct_start=options.rising
+        )
+        self.dtype = _dtype(options.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def run(
+        self,
+        checkpoint: Path | None = None,
+        progress: Callable[[ImageProgress], None] | None = None,
+        workers: int = 0,
+    ) -> ImageRegressor:
+        """Train to the end and calibrate.
+
+        Args:
+            checkpoint: a file to write every `measure_every` steps.
+            progress: called after each step.
+            workers: processes that prepare pictures; 0 for this one. The result does not depend on it.
+        """
+        o = self.options
+        for batch in self._coming(workers):
+            parts = self._one_step(batch.to(self.device))
+            due = self.step % o.measure_every == 0 or self.step == o.steps
+            if due and checkpoint is not None:
+                self.save(checkpoint)
+            measured = self.measure() if due and o.held_out else None
+            if progress is not None:
+                progress(ImageProgress(self.step, o.steps, parts, measured))
+        network = self.averaged()
+        if o.held_out and o.weights.deviations:
+            calibrate(network, self.batches)
+        return ImageRegressor.of(network, self.pair.right)
+
+    def averaged(self) -> ImageNetwork:
+        """The averaged network, ready to use."""
+        network = ImageNetwork(self.options.network, self.pair.right)
+        network.load_state_dict(self.mean.module.state_dict())
+        return network.to(self.device).eval()
+
+    def measure(self) -> Measured:
+        """The averaged network on the hands that are held out."""
+        return measure(self.averaged(), self.batches, self.step)
+
+    def _coming(self, workers: int) -> Iterator[TrainingBatch]:
+        steps = range(self.step, self.options.steps)
+        if workers == 0:
+            return (self.batches[step] for step in steps)
+        return in_processes(self.batches, steps, workers)
+
+    def _one_step(self, batch: TrainingBatch) -> dict[str, float]:
+        o = self.options
+        devices = [self.device] if self.device.type == "cuda" else []
+        self.network.train()
+        # Whatever a backbone draws is decided by the step, so that a resumed training draws the same.
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed((o.seed + 7919 * self.step) % 2**63)
+            with self._autocast():
+                out = regress(self.network, batch)
+            parts = self.loss.parts(out, batch, o.network.size, self.step >= o.deviations_from * o.steps)
+            total = torch.stack(list(parts.values())).sum()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimiser)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.step + 1 < o.steps:
+            self.schedule.step()
+        self.mean.update_parameters(self.network)
+        self.step += 1
+        return {name: float(value.detach()) for name, value in parts.items()}
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        temporary = path.with_name(path.name + ".partial")
+        torch.save(
+            {
+                "format": _CHECKPOINT,
+                "options": repr(asdict(self.options)),
+                "model_digest": self.pair.right.digest,
+                "hands": self.batches.source.count,
+                "step": self.step,
+                "network": self.network.state_dict(),
+                "mean": self.mean.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+            temporary,
+        )
+        os.replace(temporary, path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            FileFormatError: not a checkpoint.
+            InputError: one of a training with another model, other pictures or other options.
+        """
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # Many kinds for damaged files.
+            raise FileFormatError(f"{path}: not a readable checkpoint.") from error
+        if not isinstance(data, dict) or data.get("format") != _CHECKPOINT:
+            raise FileFormatError(f"{path}: not a checkpoint of an image regressor's training.")
+        ours = (repr(asdict(self.options)), self.pair.right.digest, self.batches.source.count)
+        if (data["options"], data["model_digest"], data["hands"]) != ours:
+            raise InputError(
+                f"{path} is the checkpoint of a training with another model, other pictures or other options; "
+                "name another file, or train without resuming."
+            )
+        self.network.load_state_dict(data["network"])
+        self.mean.load_state_dict(data["mean"])
+        self.optimiser.load_state_dict(data["optimiser"])
+        self.schedule.load_state_dict(data["schedule"])
+        self.scaler.load_state_dict(data["scaler"])
+        self.step = int(data["step"])
+
+
+def regress(network: ImageNetwork, batch: TrainingBatch) -> Regressed:
+    """The network's answer to a batch, with heat-maps where it takes them."""
+    size = network.options.size
+    maps = heatmaps_of(batch.shown, batch.shown_conf, size) if network.options.heatmaps else None
+    answer: Regressed = network(batch.crops, maps)
+    return answer
+
+
+def measure(network: ImageNetwork, batches: PictureBatches, step: int = 0) -> Measured:
+    """A network on the hands that are held out and whose joints are all known; NaN where there are none."""
+    aligned, shifted = [], []
+    for batch in batches.held_out():
+        whole = (batch.joints_weight > 0).all(1)
+        with torch.inference_mode():
+            out = regress(network, batch.to(network.usual.device))
+        rotations, betas = out.rotations.double().cpu()[whole], out.betas.double().cpu()[whole]
+        points = batches.right.points(rotations, betas, torch.zeros_like(betas[:, :3]))
+        truth = batch.joints[whole].double()
+        aligned.append((similarity(points, truth).apply(points) - truth).norm(dim=2).mean(1))
+        shifted.append(((points - points[:, :1]) - (truth - truth[:, :1])).norm(dim=2).mean(1))
+    pa, root = torch.cat(aligned), torch.cat(shifted)
+    return Measured(step, len(pa), 1000 * float(pa.mean()), 1000 * float(root.mean()))
+
+
+def calibrate(network: ImageNetwork, batches: PictureBatches) -> None:
+    """Scale each standard deviation so that 68.3 % of the errors on the hands held out lie within it.
+
+    With too few such hands, or where the deviations were not trained, the network has no opinion (NaN).
+    """
+    found: list[list[Tensor]] = [[] for _ in range(N_SD)]
+    for batch in batches.held_out():
+        there = batch.to(network.usual.device)
+        with torch.inference_mode():
+            out = regress(network, there)
+            errors = errors_of(out, out.root(there.camera(), network.options.size), there)
+        valid = there.has_params & there.has_root
+        scaled = [e / s.exp()[..., None] for e, s in zip(errors, by_group(out.log_sd), strict=True)]
+        for group, error in enumerate(part for each in scaled for part in each.unbind(1)):
+            found[group].append(error[valid].abs().flatten().cpu())
+    if sum(map(len, found[10])) // 3 < _LEAST_CALIBRATION:
+        return
+    one_sigma = math.erf(math.sqrt(0.5))
+    scale = torch.stack([torch.cat(errors).quantile(one_sigma) for errors in found])
+    network.log_sd_scale.copy_(scale.clamp(min=1e-3).log())
+
+
+def start_at_the_usual_hand(network: ImageNetwork, pair: HandPair) -> None:
+    """Let the untrained network answer with the mean of the hand model's own poses."""
+    mean = GaussianPosePrior.from_hand(pair.right).mean.reshape(15, 3)
+    with torch.no_grad():
+        network.usual[1:] = matrix_to_6d(so3_exp(mean)).to(network.usual)
+
+
+def _decayed(network: ImageNetwork, decay: float) -> list[dict[str, object]]:
+    """Matrices decay; norms, biases and queries do not."""
+    large = [p for p in network.parameters() if p.ndim > 1]
+    small = [p for p in network.parameters() if p.ndim < 2]
+    return [{"params": large, "weight_decay": decay}, {"params": small, "weight_decay": 0.0}]
+
+
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Of the network's products; None for 32 bits."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,218 @@
+"""Networks from a picture to a map of features: a small built-in residual network, and those of transformers.
+
+Every backbone takes (B, C, H, W) and gives (B, channels, h, w). The first three input channels are colours, normalised
+as for ImageNet; further ones (heat-maps) are taken as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from handloop.core.errors import InputError
+
+Family = Literal["small", "resnet", "convnext", "vit", "dinov2"]
+FAMILIES = ("small", "resnet", "convnext", "vit", "dinov2")
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """Which network, and how large."""
+
+    family: Family = "small"
+    """"small" is built in; the others are transformers' (extra `image`)."""
+    width: int = 32
+    """Channels of the built-in network's first stage, 64 as in ResNet-18; each later stage has twice as many."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """Entries of transformers' configuration of this family that differ from its defaults."""
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise InputError(f"the backbone {self.family!r} is unknown, expected one of {', '.join(FAMILIES)}.")
+        if self.width < 1:
+            raise InputError(f"a backbone {self.width} channels wide was asked for, expected at least 1.")
+
+
+RESNET18 = BackboneOptions(
+    "resnet", config={"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
+)
+RESNET50 = BackboneOptions("resnet")
+NAMED = {
+    "small": BackboneOptions(),
+    "resnet18": RESNET18,
+    "resnet50": RESNET50,
+    "convnext": BackboneOptions("convnext"),
+    "vit": BackboneOptions("vit"),
+    "dinov2": BackboneOptions(
+        "dinov2", config={"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 14}
+    ),
+}
+"""Backbones by a short name, with random weights: ConvNeXt-T, ViT-B/16, DINOv2-S/14."""
+
+_NOT_THE_NETWORK = {
+    *("model_type", "num_channels", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"),
+    *("id2label", "label2id", "auto_map"),
+}
+"""Entries of a configuration that say what it was trained for and where, or that a hand's network sets itself."""
+
+
+class Backbone(nn.Module):
+    """A picture to features."""
+
+    channels: int
+    """Of the features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, channels, h, w)."""
+        raise NotImplementedError
+
+
+def build_backbone(options: BackboneOptions, inputs: int, size: int) -> Backbone:
+    """A backbone with random weights.
+
+    Args:
+        options: which one.
+        inputs: channels of its input.
+        size: side of the pictures, px.
+
+    Raises:
+        InputError: transformers is needed and missing, or it refuses the configuration.
+    """
+    if options.family == "small":
+        return SmallResNet(options.width, inputs)
+    return TransformersBackbone(options, inputs, size)
+
+
+def pretrained_backbone(source: str | os.PathLike[str]) -> tuple[BackboneOptions, dict[str, Tensor]]:
+    """Options and weights of a backbone in a local folder or on the hub, as transformers saves them.
+
+    Args:
+        source: a folder with config.json and model.safetensors, or a name such as "microsoft/resnet-50".
+
+    Raises:
+        InputError: it cannot be read, or is of another family.
+    """
+    transformers = _transformers()
+    name = os.fspath(source)
+    try:
+        # Only safetensors: other files of weights can run code when they are opened.
+        model = transformers.AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        where = "the folder" if Path(name).is_dir() else "neither a folder nor a name on the hub that can be read:"
+        raise InputError(f"{where} {name} holds no backbone's config.json and model.safetensors.") from error
+    family = str(model.config.model_type)
+    if family not in FAMILIES[1:]:
+        raise InputError(f"{name} is a {family!r} network, expected one of {', '.join(FAMILIES[1:])}.")
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_THE_NETWORK}
+    if family in ("vit", "dinov2"):
+        # Also where it is transformers' default: the position embeddings have this size.
+        config["image_size"] = model.config.image_size
+    return BackboneOptions(family, config=config), dict(model.state_dict())  # type: ignore[arg-type]
+
+
+def load_pretrained(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights made for three colours; the weights of further input channels become zero.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if not isinstance(backbone, TransformersBackbone):
+        raise InputError("the built-in backbone has no weights to start from.")
+    own = backbone.model.state_dict()
+    taken = {}
+    for name, tensor in weights.items():
+        if name in own and tensor.ndim == 4 and tensor.shape[1] == 3 < own[name].shape[1]:
+            tensor = torch.cat(
+                [tensor, tensor.new_zeros(own[name].shape[0], own[name].shape[1] - 3, *tensor.shape[2:])], 1
+            )
+        taken[name] = tensor
+    missing, _ = backbone.model.load_state_dict(taken, strict=False)
+    if missing:
+        raise InputError(f"the backbone's weights lack {missing[0]!r} and {len(missing) - 1} others.")
+
+
+class SmallResNet(Backbone):
+    """ResNet-18 (He et al. 2016) with a width of choice."""
+
+    def __init__(self, width: int, inputs: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(
+            nn.Conv2d(inputs, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
+        sizes = [width, width, 2 * width, 4 * width, 8 * width]
+        blocks = []
+        for before, after in pairwise(sizes):
+            blocks += [_Block(before, after, 1 if before == after else 2), _Block(after, after, 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.channels = sizes[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Backbone.forward`; h = H / 32."""
+        out: Tensor = self.blocks(self.enter(x.contiguous(memory_format=torch.channels_last)))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
+        self.short: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.short = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(x)) + self.short(x))
+
+
+class TransformersBackbone(Backbone):
+    """A network of transformers, built from its configuration alone."""
+
+    def __init__(self, options: BackboneOptions, inputs: int, size: int) -> None:
+        super().__init__()
+        transformers = _transformers()
+        given = dict(copy.deepcopy(dict(options.config)), num_channels=inputs)
+        if options.family in ("vit", "dinov2"):
+            # Position embeddings learned for another size are interpolated.
+            given.setdefault("image_size", size)
+        try:
+            config = transformers.AutoConfig.for_model(options.family, **given)
+            self.model = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        except Exception as error:  # It checks configurations with errors of its own.
+            raise InputError(f"transformers refuses this configuration of {options.family!r}: {error}") from error
+        self.channels = int(config.hidden_size if options.family in ("vit", "dinov2") else config.hidden_sizes[-1])
+        self.patch = int(config.patch_size) if options.family in ("vit", "dinov2") else 0
+        self.resized = options.family == "vit" and config.image_size != size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Backbone.forward`."""
+        out: Tensor = (
+            self.model(x, interpolate_pos_encoding=True) if self.resized else self.model(x)
+        ).last_hidden_state
+        if out.ndim == 4:
+            return out
+        # The class token comes first.
+        h, w = x.shape[2] // self.patch, x.shape[3] // self.patch
+        return out[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            "this backbone needs the package transformers: pip install 'handloop[image]'; the backbone \"small\" does "
+            "without."
+        ) from error
+    return transformers

@@ -1,0 +1,267 @@
+"""Training the image regressor: it learns, it can be resumed exactly, and every loss has its say."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from handloop.core.augmentation import AugmentOptions
+from handloop.core.errors import FileFormatError, InputError
+from handloop.hand.load import embedded_hand
+from handloop.loop import train_image
+from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
+from handloop.loop.image_presets import PRESETS, with_network
+from handloop.loop.picture_batches import TrainingBatch
+from handloop.loop.picture_source import PictureSource, open_source
+from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions, Measured, regress
+from handloop.regressors.backbones import BackboneOptions
+from handloop.regressors.image_network import ImageNetworkOptions, Regressed
+from handloop.synth.picture import PictureOptions
+from handloop.synth.produce import Order, produce
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed (extra image)"
+)
+NETWORK = ImageNetworkOptions(BackboneOptions("small", 8), size=64, width=128)
+STILL = AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0)
+TINY = ImageTrainOptions(4, 4, 1e-3, held_out=4, measure_every=2, network=replace(NETWORK, width=16))
+RESNET = BackboneOptions(
+    "resnet",
+    config={"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "layer_type": "basic"},
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> PictureSource:
+    folder = tmp_path_factory.mktemp("pictures")
+    produce(Order(folder, 16, PictureOptions(size=64, seed=3), "embedded", workers=1))
+    return open_source(folder, embedded_hand(), "embedded", PictureOptions())
+
+
+def states(training: ImageTraining) -> list[torch.Tensor]:
+    return [*training.network.state_dict().values(), *training.mean.module.state_dict().values()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x.nan_to_num(-1), y.nan_to_num(-1)) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "steps"),
+    [
+        (BackboneOptions("small", 8), "iterative", 80),
+        pytest.param(RESNET, "attention", 100, marks=needs_transformers),
+    ],
+    ids=["small", "resnet"],
+)
+def test_eight_hands_can_be_learned_by_heart(
+    source: PictureSource, backbone: BackboneOptions, head: str, steps: int
+) -> None:
+    network = replace(NETWORK, backbone=backbone, head=head, rounds=2)  # type: ignore[arg-type]
+    options = ImageTrainOptions(steps, 8, 3e-3, held_out=8, network=network, augment=STILL)
+    training = ImageTraining(embedded_hand(), source, options)
+    batch = training.batches[0]
+    errors = []
+    for step in range(steps):
+        training._one_step(batch)
+        if step in (0, steps - 1):
+            with torch.no_grad():
+                out = regress(training.network, batch)
+                root = out.root(batch.camera(), 64)
+                points = training.loss.kinematics.points(out.rotations, out.betas, root)
+            errors.append(
+                1000 * float((points - points[:, :1] - batch.joints + batch.joints[:, :1]).norm(dim=2).mean())
+            )
+    assert errors[0] > 60 and errors[1] < 6
+    assert float((root[:, 2] / batch.root[:, 2]).log().abs().mean()) < 0.05
+
+
+def test_a_seed_names_the_weights_and_bf16_trains(source: PictureSource) -> None:
+    runs = []
+    for options in (TINY, TINY, replace(TINY, seed=1), replace(TINY, precision="bf16")):
+        training = ImageTraining(embedded_hand(), source, options)
+        seen: list[ImageProgress] = []
+        torch.manual_seed(len(runs))  # Nothing outside may matter.
+        training.run(None, seen.append)
+        runs.append(states(training))
+        assert len(seen) == 4 and all(math.isfinite(p.loss) for p in seen)
+        assert isinstance(seen[1].measured, Measured) and seen[1].measured.hands == 4 and seen[0].measured is None
+        assert all(p.dtype == torch.float32 for p in training.network.parameters())
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2]) and not same(runs[0], runs[3])
+    for plain, half in zip(runs[0], runs[3], strict=True):
+        assert bool(torch.isfinite(half.nan_to_num(0.0)).all())
+        torch.testing.assert_close(plain.nan_to_num(0.0), half.nan_to_num(0.0), atol=0.2, rtol=0.2)
+
+
+@pytest.mark.parametrize("head", ["iterative", "attention"])
+def test_components_heat_maps_and_masks_train(source: PictureSource, head: str) -> None:
+    """The options of Boukhayma et al., with the biomechanical losses on top."""
+    network = replace(NETWORK, width=16, rounds=1, pose="pca", heatmaps=True, head=head)  # type: ignore[arg-type]
+    weights = replace(PRESETS["boukhayma"].weights, biomechanical=1.0)
+    options = replace(TINY, steps=12, batch=8, held_out=0, learning_rate=3e-3, network=network, weights=weights)
+    seen: list[ImageProgress] = []
+    training = ImageTraining(embedded_hand(), source, options)
+    before = [p.clone() for p in training.network.parameters()]
+    training.run(None, seen.append)
+    assert {"mask", "usual_pose", "biomechanical"} < set(seen[0].parts) and "fingers" not in seen[0].parts
+    assert all(math.isfinite(value) for at in seen for value in at.parts.values())
+    assert sum(at.loss for at in seen[-3:]) < sum(at.loss for at in seen[:3])
+    moved = [not torch.equal(a, b) for a, b in zip(before, training.network.parameters(), strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+
+
+def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path) -> None:
+    file = tmp_path / "w.checkpoint"
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(at: ImageProgress) -> None:
+        if at.step == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        ImageTraining(embedded_hand(), source, TINY).run(file, stop)
+    second = ImageTraining(embedded_hand(), source, TINY)
+    second.resume(file)
+    assert second.step == 2
+    whole = ImageTraining(embedded_hand(), source, TINY)
+    second.run()
+    whole.run()
+    assert same(states(second), states(whole))
+    with pytest.raises(InputError, match="another model, other pictures or other options"):
+        ImageTraining(embedded_hand(), source, replace(TINY, seed=5)).resume(file)
+    file.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(FileFormatError, match="checkpoint"):
+        second.resume(file)
+    torch.save({"format": "other"}, file)
+    with pytest.raises(FileFormatError, match="not a checkpoint of an image"):
+        second.resume(file)
+
+
+def test_calibrated_deviations_hold_their_share(source: PictureSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_image, "_LEAST_CALIBRATION", 8)
+    training = ImageTraining(embedded_hand(), source, replace(TINY, held_out=12))
+    network = training.averaged()
+    train_image.calibrate(network, training.batches)
+    inside = []
+    for batch in training.batches.held_out():
+        with torch.no_grad():
+            out = regress(network, batch)
+            scaled = out.log_sd + network.log_sd_scale
+            error = errors_of(out, out.root(batch.camera(), 64), batch)[0]
+        inside.append(error.abs() < scaled[:, :16, None].exp())
+    share = torch.cat(inside).double().mean((0, 2))
+    # Twelve hands with three components each.
+    assert float((share - math.erf(math.sqrt(0.5))).abs().max()) < 0.04
+    monkeypatch.setattr(train_image, "_LEAST_CALIBRATION", 100)
+    fresh = training.averaged()
+    train_image.calibrate(fresh, training.batches)
+    assert bool(fresh.log_sd_scale.isnan().all())
+
+
+@pytest.fixture
+def exact(source: PictureSource) -> tuple[TrainingBatch, Regressed]:
+    """Labels with masks, and an answer that equals them."""
+    options = replace(TINY, weights=ImageLossWeights(mask=1))
+    batch = ImageTraining(embedded_hand(), source, options).batches[0]
+    s = 2 * batch.focal.mean(1) / (64 * batch.root[:, 2])
+    place = (batch.camera().project(batch.root[:, None].double())[:, 0] - 31.5).float() / 32 / s[:, None]
+    located = (2 * batch.points + 1) / 64 - 1
+    weak = torch.cat([s[:, None], place], 1)
+    return batch, Regressed(
+        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), located, weak, torch.zeros(4, 28)
+    )
+
+
+EVERYTHING = ImageLossWeights(vertices=1, mask=1, biomechanical=1, usual_pose=1)
+
+
+def test_the_truth_costs_next_to_nothing(exact: tuple[TrainingBatch, Regressed]) -> None:
+    batch, out = exact
+    loss = ImageLoss.of(embedded_hand().right, EVERYTHING, torch.device("cpu"))
+    parts = loss.parts(out, batch, 64, True)
+    assert set(parts) == {name for name in vars(EVERYTHING) if name != "squared"}
+    # The synthetic cameras have fx and fy 2 % apart, the crops' one focal length stands for both.
+    for name in (
+        "points",
+        "fingers",
+        "rotations",
+        "betas",
+        "log_depth",
+        "reprojection",
+        "vertices",
+        "usual_pose",
+        "located",
+    ):
+        assert float(parts[name]) < 0.03, name
+    assert float(parts["mask"]) < 0.1
+    wrong = replace(
+        out, rotations=out.rotations.roll(1, 0), betas=out.betas + 1, weak=out.weak * 1.3, located=out.located + 0.2
+    )
+    worse = loss.parts(replace(wrong, coefficients=torch.ones(4, 2)), batch, 64, True)
+    for name in set(parts) - {"biomechanical", "usual_betas"}:
+        assert float(worse[name]) > float(parts[name]) + 0.02, name
+
+
+def test_missing_labels_cost_nothing_and_leave_gradients_finite(exact: tuple[TrainingBatch, Regressed]) -> None:
+    batch, out = exact
+    none = torch.zeros(4, dtype=torch.bool)
+    nothing = replace(
+        batch,
+        conf=torch.zeros(4, 21),
+        joints=torch.zeros(4, 21, 3),
+        joints_weight=torch.zeros(4, 21),
+        root=torch.zeros(4, 3),
+        has_params=none,
+        has_root=none,
+        has_mask=none,
+    )
+    leaves = [getattr(out, name).clone().requires_grad_() for name in vars(out)]
+    loss = ImageLoss.of(embedded_hand().right, EVERYTHING, torch.device("cpu"))
+    parts = loss.parts(Regressed(*leaves), nothing, 64, True)
+    values = {name: float(value.detach()) for name, value in parts.items()}
+    for name in set(parts) - {"biomechanical", "usual_betas", "usual_pose"}:
+        assert values[name] == 0, name
+    torch.stack(list(parts.values())).sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is None or bool(torch.isfinite(leaf.grad).all())
+    assert values["usual_betas"] == pytest.approx(0.01 * float(out.betas.square().mean()))
+
+
+def test_hands_do_not_depend_on_their_mates(exact: tuple[TrainingBatch, Regressed]) -> None:
+    batch, out = exact
+    loss = ImageLoss.of(embedded_hand().right, EVERYTHING, torch.device("cpu"))
+    other = replace(out, betas=out.betas + 0.5, weak=out.weak * 1.1)
+    whole = loss.parts(other, batch, 64, True)
+    rows = [
+        loss.parts(
+            Regressed(*(t[i : i + 1] for t in vars(other).values())),
+            TrainingBatch(*(t[i : i + 1] for t in vars(batch).values())),
+            64,
+            True,
+        )
+        for i in range(4)
+    ]
+    for name, value in whole.items():
+        mean = sum(float(row[name]) for row in rows) / 4
+        assert float(value) == pytest.approx(mean, rel=1e-4, abs=1e-6), name
+
+
+def test_presets_and_refusals(source: PictureSource) -> None:
+    assert set(PRESETS) == {"small", "spin", "hamer", "boukhayma"}
+    changed = with_network(PRESETS["hamer"], BackboneOptions("dinov2"), 112).network
+    assert changed.backbone.family == "dinov2" and changed.size == 112 and changed.head == "attention"
+    with pytest.raises(InputError, match=r"16 hands, 8 of them held out, leave 8 .* batch of 9"):
+        ImageTraining(embedded_hand(), source, replace(TINY, batch=9, held_out=8))
+    with pytest.raises(InputError, match="at least 1 step"):
+        replace(TINY, steps=0)
+    with pytest.raises(InputError, match="precision"):
+        replace(TINY, precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="negative"):
+        ImageLossWeights(points=-1)

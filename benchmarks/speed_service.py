@@ -26,7 +26,7 @@ from handloop.core.results import save_npz
 from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
 
-ONE_START = replace(RECIPE, name="one start", seeds=1, explore_steps=0, finalists=1)
+ONE_START = replace(RECIPE, name="one start", seeds=1, explore_steps=0, finalists=1, lifter=False)
 """The standard recipe from the better flip of one closed-form start."""
 
 _CHUNK = 10_000

@@ -18,9 +18,10 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.core.rotations import matrix_to_6d, so3_exp
 from handloop.evaluation.alignment import similarity
 from handloop.hand.model import HandPair
-from handloop.loop.image_losses import ImageLoss, ImageLossWeights, by_group, errors_of
+from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
 from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
 from handloop.loop.picture_source import PictureSource
+from handloop.losses.deviations import in_deviations
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.backbones import load_pretrained
 from handloop.regressors.image import ImageRegressor
@@ -309,8 +310,7 @@ def calibrate(network: ImageNetwork, batches: PictureBatches) -> None:
             out = regress(network, there)
             errors = errors_of(out, out.root(there.camera(), network.options.size), there)
         valid = there.has_params & there.has_root
-        scaled = [e / s.exp()[..., None] for e, s in zip(errors, by_group(out.log_sd), strict=True)]
-        for group, error in enumerate(part for each in scaled for part in each.unbind(1)):
+        for group, error in enumerate(in_deviations(errors, out.log_sd)):
             found[group].append(error[valid].abs().flatten().cpu())
     if sum(map(len, found[10])) // 3 < _LEAST_CALIBRATION:
         return

@@ -1,10 +1,10 @@
-"""The self-improving loop: a keypoint regressor and fits teach each other, from keypoints without 3D labels.
+"""The self-improving loop: a network and fits teach each other, from keypoints without 3D labels.
 
 Each step of `LoopTraining._one_step` (SPIN, Kolotouros et al. 2019, with a memory that cannot get worse):
 
-1. The network proposes hands for a batch of keypoints.
+1. The network proposes hands for a batch of keypoints (`LifterLoop`) or of pictures that have them (`ImageLoop`).
 2. Each proposal is fitted with a few steps, and the fit kept where it beats the hand's best one so far.
-3. The best fits are the labels of these hands, and of their views from elsewhere; synthetic hands join them.
+3. The best fits are the labels of these hands.
 4. The network takes a step.
 
 Every few epochs the pose prior is learned anew from the fits. Between two checkpoints nothing depends on anything but
@@ -14,6 +14,7 @@ the last one, so that an interrupted run goes on to the same bits.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from handloop.core.proposal import Proposal
 from handloop.core.results import write_text
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import HandPair
-from handloop.loop.batches import joined, proposal_of, seen_from_elsewhere, with_fits, without_labels
+from handloop.loop.batches import proposal_of, with_fits
 from handloop.loop.cache import FitCache
 from handloop.loop.cached_fits import CachedFits
 from handloop.loop.checkpoint import load_checkpoint, save_checkpoint
@@ -41,17 +42,14 @@ from handloop.loop.log import RunLog
 from handloop.loop.memory import FitMemory
 from handloop.loop.schedule import Clock, learning_rate
 from handloop.loop.supervise import Supervision, deviations_loss, losses
-from handloop.loop.train_lifter import calibrate_on, start_at_the_usual_hand
 from handloop.losses.biomechanical import biomechanical_loss
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
 from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior, save_prior
-from handloop.regressors.lifter import Lifter
-from handloop.regressors.network import Lifted, LifterNetwork
-from handloop.synth.keypoints import KeypointSynth, SyntheticKeypoints
+from handloop.regressors.network import Lifted
+from handloop.synth.keypoints import SyntheticKeypoints
 
 CHECKPOINT = "checkpoint.pt"
-_CALIBRATION_HANDS = 4096
 _CHUNK = 1024
 """Hands fitted at a time where all are."""
 
@@ -67,8 +65,11 @@ class Progress:
     """Of this step: "network" (forward, loss, backward), "fit" (fits and cache), "draw" (views and synthetic hands)."""
 
 
-class LoopTraining:
+class LoopTraining(ABC):
     """A run in a folder, which can be interrupted at any moment and goes on from its last checkpoint."""
+
+    average_buffers = False
+    """Whether the network has running statistics, which are averaged as its weights are."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class LoopTraining:
         data: HandData,
         pair: HandPair,
         config: LoopConfig,
-        lifter: Lifter | None = None,
+        network: torch.nn.Module,
         layout: KeypointLayout | None = None,
         prior: PosePriorModel | None = None,
         limits: BiomechanicalLimits | None = None,
@@ -89,29 +90,30 @@ class LoopTraining:
             data: hands with keypoints.
             pair: the hand model.
             config: how.
-            lifter: the network to start with; None starts from nothing.
+            network: to train.
             layout: what the keypoints' source means by its points; None for the model's own.
             prior: the pose prior to start with; None for the poses inside the hand model.
             limits: for the biomechanical losses, if they are wanted; None takes the hand model's own.
             memory: its kind; another one may offer fits to the cache in other terms.
 
         Raises:
-            InputError: the network belongs to another hand model, or the folder to another run.
+            InputError: the folder belongs to another run, or there is nothing to learn from.
         """
         self.folder, self.data, self.pair, self.config, self.step = folder, data, pair, config, 0
         self.layout = KeypointLayout.identity() if layout is None else layout
-        self.synth = KeypointSynth.of(pair.right, config.synth)
         self.kinematics = Kinematics.from_hand(pair.right, torch.float32).with_offsets(self.layout.offsets)
         self.limits = limits
         if config.biomechanics is not None and limits is None:
             self.limits = BiomechanicalLimits.from_hand(pair.right)
         if config.batch > 0 and len(data.train) == 0:
             raise InputError("all hands are held out, there is none to learn from; give more, or set held_out to 0.")
-        self.network = self._network(lifter)
+        self.network = network
         self.mean = torch.optim.swa_utils.AveragedModel(
-            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
+            network,
+            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema),
+            use_buffers=self.average_buffers,
         )
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.01)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.prior_version = 0
         self.held_out: HeldOut
@@ -122,8 +124,16 @@ class LoopTraining:
         self._start_or_go_on()
         self.log = RunLog(folder, self.step)
 
-    def run(self, progress: Callable[[Progress], None] | None = None) -> Lifter:
-        """Train to the end, calibrate, and leave lifter.safetensors, prior.npz and layout.json in the folder."""
+    @abstractmethod
+    def _step_loss(self, step: int, clock: Clock) -> Tensor:
+        """Propose, fit, compare: () what the step is to lower."""
+
+    @abstractmethod
+    def _propose(self, rows: Tensor) -> Proposal:
+        """The averaged network's hands of these rows of the data."""
+
+    def train(self, progress: Callable[[Progress], None] | None = None) -> None:
+        """Train to the end, and leave prior.npz, the fits and layout.json in the folder."""
         config = self.config
         while self.step < config.steps:
             done = self._one_step()
@@ -134,7 +144,10 @@ class LoopTraining:
                 self.save()
             if progress is not None:
                 progress(done)
-        return self._finish()
+        save_prior(self.memory.prior, self.folder / "prior.npz")
+        fits = list(self.memory.cache.batches())
+        if fits:
+            CachedFits.concatenate(fits).to_result(self.memory.models).save(self.folder)
 
     def close(self) -> None:
         """Close the cache of fits."""
@@ -145,20 +158,7 @@ class LoopTraining:
         step, clock = self.step + 1, Clock()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, config)
-        outs: list[Lifted] = []
-        parts: list[Supervision] = []
-        if config.batch > 0:
-            rows = self.data.rows(step, config.batch, config.seed)
-            bare = without_labels(self.data, rows, self.layout)
-            outs.append(self._forward(bare.hands))
-            clock.stop("network")
-            parts.append(self._labelled(rows, bare, outs[0], step))
-            clock.stop("fit")
-        parts += self._drawn(parts)
-        clock.stop("draw")
-        if len(parts) > len(outs):
-            outs.append(self._forward(joined(parts[len(outs) :]).hands))
-        loss = self._loss(outs, joined(parts))
+        loss = self._step_loss(step, clock)
         if not bool(torch.isfinite(loss)):
             raise InputError(
                 f"the loss of step {step} is not finite; lower learning_rate ({config.learning_rate:g}) and start anew."
@@ -175,12 +175,8 @@ class LoopTraining:
         self.log.add({"loss": float(loss.detach()), **{f"seconds_{k}": v for k, v in clock.seconds.items()}})
         return Progress(step, config.steps, float(loss.detach()), clock.seconds)
 
-    def _forward(self, hands: SyntheticKeypoints) -> Lifted:
-        out: Lifted = self.network(hands.rays, hands.conf, hands.offsets, hands.mean_betas)
-        return out
-
     def _labelled(self, rows: Tensor, bare: Supervision, out: Lifted, step: int) -> Supervision:
-        """The batch's hands with the best that is known of each."""
+        """The batch's hands with the best that is known of each; `out` in their pictures' own frames."""
         config, data = self.config, self.data
         if config.mode == "off":
             return bare
@@ -201,23 +197,9 @@ class LoopTraining:
         self.log.add({"energy": float(energy.mean()), "labels_used": used, "trust": trusted})
         return labelled
 
-    def _drawn(self, parts: list[Supervision]) -> list[Supervision]:
-        """Views of the labelled hands, and synthetic ones."""
-        config, out = self.config, []
-        if parts and config.mode != "off":
-            out += self._seen_from_elsewhere(parts[0], config.views, self.generator)
-        if config.synthetic > 0:
-            out.append(Supervision.of_exact(self.synth.draw(config.synthetic, self.generator)))
-        return out
-
-    def _seen_from_elsewhere(self, labelled: Supervision, n: int, g: torch.Generator) -> list[Supervision]:
-        views = seen_from_elsewhere(labelled, self.synth, self.memory.prior, n, self.config.view, g)
-        return [] if views is None else [views]
-
-    def _loss(self, outs: list[Lifted], true: Supervision) -> Tensor:
-        """Mean over all hands, however they came to their labels."""
+    def _compared(self, out: Lifted, true: Supervision) -> Tensor:
+        """Mean loss over all hands, however they came to their labels."""
         w = self.config.weights
-        out = Lifted(*(torch.cat([getattr(o, name) for o in outs]) for name in Lifted.__dataclass_fields__))
         points = self.kinematics.with_offsets(true.hands.offsets).points(out.rotations, out.betas, out.root)
         parts = losses(out, points, true, w)
         loss = parts.total().mean()
@@ -283,13 +265,6 @@ class LoopTraining:
             seeds = self.config.fit.static_seeds
             self.memory.fill(keypoints, camera, self._propose(rows), 0, 0, "static", "start", seeds)
 
-    def _propose(self, rows: Tensor) -> Proposal:
-        """The averaged network's hands."""
-        bare = without_labels(self.data, rows, self.layout).hands
-        with torch.no_grad():
-            out = self.mean.module(bare.rays, bare.conf, bare.offsets, bare.mean_betas)
-        return proposal_of(out, self.kinematics, self.data.keypoints.is_right[rows], self.data.camera.select(rows))
-
     def _state_of_things(self) -> dict[str, Any]:
         """What a line of the log says besides the means."""
         config = self.config
@@ -336,43 +311,6 @@ class LoopTraining:
         if self.prior_version > 0:
             self.memory.set_prior(load_prior(self._prior_file()))
         self.memory.cache.rollback(self.step)
-
-    def _finish(self) -> Lifter:
-        network = LifterNetwork(self.network.size)
-        network.load_state_dict(self.mean.module.state_dict())
-        calibrate_on(network, self._for_calibration())
-        lifter = Lifter.of(network, self.pair.right)
-        lifter.save(self.folder / "lifter.safetensors")
-        save_prior(self.memory.prior, self.folder / "prior.npz")
-        fits = list(self.memory.cache.batches())
-        if fits:
-            CachedFits.concatenate(fits).to_result(self.memory.models).save(self.folder)
-        return lifter
-
-    def _for_calibration(self) -> SyntheticKeypoints:
-        """Synthetic hands, and as many views of fitted ones where there are any."""
-        g = torch.Generator().manual_seed(self.config.seed)
-        parts = [Supervision.of_exact(self.synth.draw(_CALIBRATION_HANDS, g))]
-        if self.config.mode != "off":
-            some = torch.linspace(0, len(self.data.train) - 1, min(_CHUNK, len(self.data.train))).round().long()
-            rows = self.data.train[some]
-            fits = self.memory.cache.get([self.data.keypoints.ids[i] for i in rows.tolist()])
-            labelled = with_fits(self.data, rows, fits, self.kinematics, self.layout, self.config.trust)
-            parts += self._seen_from_elsewhere(labelled, _CALIBRATION_HANDS, g)
-        return joined(parts).hands
-
-    def _network(self, lifter: Lifter | None) -> LifterNetwork:
-        """A network to train: a copy of the given one, or a new one that answers with the usual hand."""
-        if lifter is not None:
-            lifter.check_model(self.pair.right)
-            network = LifterNetwork(lifter.network.size)
-            network.load_state_dict(lifter.network.state_dict())
-            return network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
-            network = LifterNetwork(self.config.size)
-        start_at_the_usual_hand(network, self.synth)
-        return network
 
 
 def _labels(data: HandData) -> dict[str, Tensor] | None:

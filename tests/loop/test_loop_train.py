@@ -20,13 +20,15 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.hand.load import embedded_hand
 from handloop.loop import cache as cache_module
 from handloop.loop import checkpoint as checkpoint_module
+from handloop.loop import lifter_loop as lifter_module
 from handloop.loop import train as train_module
 from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
+from handloop.loop.lifter_loop import LifterLoop
 from handloop.loop.log import RunLog, read_log
 from handloop.loop.schedule import learning_rate
-from handloop.loop.train import LoopTraining, Progress
+from handloop.loop.train import Progress
 from handloop.loop.verify import verify
 from handloop.losses.biomechanical import BiomechanicalWeights
 from handloop.priors.gaussian import GaussianPosePrior
@@ -41,7 +43,7 @@ Content = Callable[[Path], list[tuple[object, ...]]]
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(train_module, "_CALIBRATION_HANDS", 64)
+    monkeypatch.setattr(lifter_module, "_CALIBRATION_HANDS", 64)
     yield
     torch.set_num_threads(threads)
 
@@ -53,7 +55,7 @@ def data() -> HandData:
     return HandData.of(keypoints, camera)
 
 
-def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1) -> LoopTraining:
+def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1) -> LifterLoop:
     """To the end, or until a step has been done."""
 
     class Stopped(Exception):
@@ -63,13 +65,13 @@ def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1
         if at.step == stop_after:
             raise Stopped
 
-    training = LoopTraining(folder, data, embedded_hand(), config)
+    training = LifterLoop(folder, data, embedded_hand(), config)
     with suppress(Stopped):
         training.run(stop)
     return training
 
 
-def everything(training: LoopTraining, content: Content) -> tuple[Any, ...]:
+def everything(training: LifterLoop, content: Content) -> tuple[Any, ...]:
     """All that must be the same: weights, their mean, the optimiser's moments, random state, fits, log, prior."""
     lines = [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in read_log(training.folder)]
     optimiser = training.optimiser.state_dict()["state"]
@@ -122,7 +124,7 @@ def test_the_loop_learns_the_hands(tmp_path: Path) -> None:
     keypoints, camera, _ = seen(hands, 0.5)
     given = HandData.of(keypoints, camera, held_out=0.0)
     config = replace(TINY, steps=50, batch=24, views=24, learning_rate=5e-3, ema=0.9, save_every=80)
-    training = LoopTraining(tmp_path, given, embedded_hand(), config)
+    training = LifterLoop(tmp_path, given, embedded_hand(), config)
 
     def angle() -> float:
         with torch.no_grad():
@@ -139,7 +141,7 @@ def test_the_loop_learns_the_hands(tmp_path: Path) -> None:
 def test_energies_only_fall(tmp_path: Path, data: HandData) -> None:
     """Without closed-form starts there is much to improve."""
     config = replace(TINY, steps=12, prior=replace(TINY.prior, every=0), fit=FitOptions(first_seeds=0))
-    training = LoopTraining(tmp_path, data, embedded_hand(), config)
+    training = LifterLoop(tmp_path, data, embedded_hand(), config)
     best: dict[str, float] = {}
     improved = 0
 
@@ -164,7 +166,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, data: HandData, c
     whole = train(tmp_path / "run" / "a", data, config)
     assert whole.prior_version > 0
     train(tmp_path / "again" / "a", data, config, stop_after=7).close()
-    second = LoopTraining(tmp_path / "again" / "a", data, embedded_hand(), config)
+    second = LifterLoop(tmp_path / "again" / "a", data, embedded_hand(), config)
     assert second.step == 4
     second.run()
     for one, other in zip(everything(whole, content), everything(second, content), strict=True):
@@ -204,13 +206,13 @@ PLACES: tuple[tuple[Any, str, int, bool], ...] = (
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: HandData) -> LoopTraining:
-    threads, many = torch.get_num_threads(), train_module._CALIBRATION_HANDS
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: HandData) -> LifterLoop:
+    threads, many = torch.get_num_threads(), lifter_module._CALIBRATION_HANDS
     torch.set_num_threads(1)
-    train_module._CALIBRATION_HANDS = 64
+    lifter_module._CALIBRATION_HANDS = 64
     training = train(tmp_path_factory.mktemp("whole") / "a", data, TINY)
     torch.set_num_threads(threads)
-    train_module._CALIBRATION_HANDS = many
+    lifter_module._CALIBRATION_HANDS = many
     return training
 
 
@@ -219,7 +221,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path,
     data: HandData,
     content: Content,
-    undisturbed: LoopTraining,
+    undisturbed: LifterLoop,
     module: Any,
     name: str,
     call: int,
@@ -245,17 +247,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_another_run_is_refused(tmp_path: Path, data: HandData) -> None:
     train(tmp_path, data, replace(TINY, steps=1)).close()
     with pytest.raises(InputError, match="another configuration"):
-        LoopTraining(tmp_path, data, embedded_hand(), replace(TINY, steps=1, seed=5))
+        LifterLoop(tmp_path, data, embedded_hand(), replace(TINY, steps=1, seed=5))
     with pytest.raises(InputError, match="another starting prior"):
         narrow = GaussianPosePrior.from_hand(embedded_hand().right).scaled(2.0)
-        LoopTraining(tmp_path, data, embedded_hand(), replace(TINY, steps=1), prior=narrow)
+        LifterLoop(tmp_path, data, embedded_hand(), replace(TINY, steps=1), prior=narrow)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "checkpoint.pt").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(FileFormatError, match="checkpoint"):
-        LoopTraining(tmp_path / "broken", data, embedded_hand(), TINY)
+        LifterLoop(tmp_path / "broken", data, embedded_hand(), TINY)
     keypoints, camera, _ = seen(drawn(80, seed=1))
     with pytest.raises(InputError, match="another data set"):
-        LoopTraining(tmp_path, HandData.of(keypoints, camera), embedded_hand(), replace(TINY, steps=1))
+        LifterLoop(tmp_path, HandData.of(keypoints, camera), embedded_hand(), replace(TINY, steps=1))
 
 
 def test_fits_imported_before_are_judged_by_the_loops_own_score(tmp_path: Path, data: HandData) -> None:
@@ -267,7 +269,7 @@ def test_fits_imported_before_are_judged_by_the_loops_own_score(tmp_path: Path, 
         wrong = replace(wrong, score_version=torch.zeros(len(wrong), dtype=torch.int64))
         assert held.origin[0] is not None
         cache.put(wrong.ids, wrong, held.origin[0], 0, 0)
-    second = LoopTraining(tmp_path / "b", data, embedded_hand(), replace(TINY, steps=1))
+    second = LifterLoop(tmp_path / "b", data, embedded_hand(), replace(TINY, steps=1))
     found = second.memory.cache.get(held.ids)
     torch.testing.assert_close(found.energy, held.energy, rtol=0, atol=1e-3)  # Keypoints are kept in float32.
     first.close()
@@ -296,7 +298,7 @@ def test_learning_rate() -> None:
 
 
 def test_a_training_that_diverges_stops(tmp_path: Path, data: HandData) -> None:
-    training = LoopTraining(tmp_path, data, embedded_hand(), TINY)
+    training = LifterLoop(tmp_path, data, embedded_hand(), TINY)
     with torch.no_grad():
         training.network.mean.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="step 1 is not finite; lower learning_rate"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,25 +12,28 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from handloop.api import pick_lifter
+from handloop.api import pick_device, pick_lifter
 from handloop.cli import checkpoint_of
 from handloop.compiler import ensure_compiled
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.layout import KeypointLayout
 from handloop.fitting.learn_layout_2d import learn_from_keypoints
-from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+from handloop.formats import Problem, ReadOptions, ReadResult, read_camera, read_keypoints
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
+from handloop.image_loop_job import open_inputs
 from handloop.loop import train_lifter
 from handloop.loop.config import LoopConfig, read_config
 from handloop.loop.hand_data import HandData
+from handloop.loop.image_loop import ImageLoop, data_of
+from handloop.loop.lifter_loop import LifterLoop
 from handloop.loop.run_report import write_run_report
-from handloop.loop.train import LoopTraining
 from handloop.loop.train import Progress as LoopProgress
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
+from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior
-from handloop.regressors.lifter import Lifter
+from handloop.regressors.image import ImageRegressor
 from handloop.regressors.network import NetworkSize
 
 if TYPE_CHECKING:
@@ -85,29 +89,26 @@ def run_train_loop(command: TrainLoop) -> int:
         raise InputError(f"{command.out} holds a run already; go on with --resume, or name another folder.")
     if not command.inputs:
         raise InputError("no input was given; name keypoint files or folders: handloop train loop hands/ --out run")
-    pair, lifter = load_hand(command.mano), _lifter_of(command)
-    with console.status("reading keypoints"):
-        read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
-    for problem in read.problems:
-        console.print(f"problem: {problem.path}: {problem.message}", style="red", markup=False)
-    camera = _camera_of(command, read, console)
-    data = HandData.of(read.keypoints, camera, read.truth_joints, config.held_out)
-    prior = None if command.prior is None else load_prior(command.prior)
-    limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
-    ensure_compiled()
-    layout = _layout_of(command, data, pair, console)
-    training = LoopTraining(command.out, data, pair, config, lifter, layout, prior, limits)
+    if command.fresh and command.weights is not None:
+        raise InputError("--fresh and --weights both say what network to start with; give one of them.")
+    started = time.monotonic()
+    training: LifterLoop | ImageLoop
+    if config.image is None:
+        training, problems = _on_keypoints(command, config, console)
+    else:
+        training, problems = _on_pictures(command, config, console)
+    data, first = training.data, training.step
     console.print(
-        f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {training.step} of {config.steps}."
+        f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {first} of {config.steps}."
     )
-    started, first = time.monotonic(), training.step
     per_step = config.batch + config.views + config.synthetic
+    began = time.monotonic()
     try:
         with _bar(console) as bar:
             task = bar.add_task("training", total=config.steps, completed=first, rate=0.0, figure="")
 
             def show(at: LoopProgress) -> None:
-                rate = (at.step - first) * per_step / (time.monotonic() - started)
+                rate = (at.step - first) * per_step / (time.monotonic() - began)
                 bar.update(task, completed=at.step, rate=rate, figure=f"loss {at.loss:.2f}")
 
             training.run(show)
@@ -116,14 +117,61 @@ def run_train_loop(command: TrainLoop) -> int:
     finally:
         training.close()
     out, minutes = command.out, (time.monotonic() - started) / 60
+    lifter = f"KEYPOINTS --weights {out}/lifter.safetensors --layout {out}/layout.json"
+    use = lifter if config.image is None else f"PICTURES --weights {out}/weights.safetensors"
     console.print(
         f"done in {minutes:.1f} min; {page} shows how it went. Use what was learned with:\n"
-        f"  handloop predict KEYPOINTS --weights {out}/lifter.safetensors --layout {out}/layout.json --out OUT\n"
+        f"  handloop predict {use} --out OUT\n"
         f"  handloop fit KEYPOINTS --prior {out}/prior.npz --layout {out}/layout.json --out OUT",
         markup=False,
         soft_wrap=True,
     )
-    return 1 if read.problems else 0
+    return 1 if problems else 0
+
+
+def _on_keypoints(command: TrainLoop, config: LoopConfig, console: Console) -> tuple[LifterLoop, int]:
+    """The run, and how many files could not be used."""
+    if command.images is not None or command.split is not None:
+        raise InputError("--images and --split are for pictures; give a configuration for them: --config image-loop")
+    pair, lifter = load_hand(command.mano), None if command.fresh else pick_lifter(command.weights)
+    with console.status("reading keypoints"):
+        read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
+    _say(read.problems, console)
+    data = HandData.of(read.keypoints, _camera_of(command, read, console), read.truth_joints, config.held_out)
+    layout, prior, limits = _learned(command, data, pair, console)
+    return LifterLoop(command.out, data, pair, config, lifter, layout, prior, limits), len(read.problems)
+
+
+def _on_pictures(command: TrainLoop, config: LoopConfig, console: Console) -> tuple[ImageLoop, int]:
+    """The run, and how many files could not be used."""
+    if not 0 <= command.workers <= 256:
+        raise InputError(f"{command.workers} workers were asked for, expected 0 to 256.")
+    pair = load_hand(command.mano)
+    start = None if command.weights is None else ImageRegressor.load(command.weights, pair)
+    with console.status("reading labels"):
+        source, problems = open_inputs(command, pair, lambda read: _camera_of(command, read, console))
+    _say(problems, console)
+    layout, prior, limits = _learned(command, data_of(source, config.held_out), pair, console)
+    there = pick_device(command.device)
+    training = ImageLoop(
+        *(command.out, source, pair, config, start, layout, prior, limits), device=there, workers=command.workers
+    )
+    return training, len(problems)
+
+
+def _say(problems: Sequence[Problem], console: Console) -> None:
+    for problem in problems:
+        console.print(f"problem: {problem.path}: {problem.message}", style="red", markup=False)
+
+
+def _learned(
+    command: TrainLoop, data: HandData, pair: HandPair, console: Console
+) -> tuple[KeypointLayout | None, PosePriorModel | None, BiomechanicalLimits | None]:
+    """What was learned before: layout, prior, limits."""
+    prior = None if command.prior is None else load_prior(command.prior)
+    limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
+    ensure_compiled()
+    return _layout_of(command, data, pair, console), prior, limits
 
 
 def _config_of(command: TrainLoop) -> LoopConfig:
@@ -167,14 +215,6 @@ def _layout_of(command: TrainLoop, data: HandData, pair: HandPair, console: Cons
     if found.refused:
         raise InputError(f"no layout can be learned from these keypoints: {found.refused}")
     return found.layout
-
-
-def _lifter_of(command: TrainLoop) -> Lifter | None:
-    if command.fresh:
-        if command.weights is not None:
-            raise InputError("--fresh and --weights both say what network to start with; give one of them.")
-        return None
-    return pick_lifter(command.weights)
 
 
 def _bar(console: Console) -> Progress:

@@ -33,6 +33,7 @@ TOP = {
     "cli",
     "doctor",
     "evaluation_job",
+    "image_loop_job",
     "job",
     "layout_job",
     "limits",

@@ -19,6 +19,9 @@ from handloop.synth.keypoints import SynthOptions
 
 Mode = Literal["in_loop", "static", "off"]
 
+_AUGMENT = AugmentOptions(rotation_deg=180, scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
+"""Hands seen from a head turn every way in the picture."""
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -105,7 +108,7 @@ class ImageOptions:
 
     network: ImageNetworkOptions = field(default_factory=ImageNetworkOptions)
     """Of a network that starts from nothing; given weights have their own."""
-    augment: AugmentOptions = AugmentOptions(rotation_deg=180, scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
+    augment: AugmentOptions = _AUGMENT
     """Of the crops that the network sees. The fits see the pictures as they are."""
     located: float = 5.0
     """What an error costs of the points that the network sees in the crop before it thinks of a hand, in halves of the

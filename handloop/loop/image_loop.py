@@ -56,6 +56,7 @@ class ImageLoop(LoopTraining):
         limits: BiomechanicalLimits | None = None,
         memory: type[FitMemory] = FitMemory,
         device: torch.device | None = None,
+        workers: int = 0,
     ) -> None:
         """Start, or go on where the folder holds a checkpoint. Other arguments are those of `LoopTraining`.
 
@@ -63,33 +64,29 @@ class ImageLoop(LoopTraining):
             source: pictures with keypoints. Joints and parameters that it knows are labels.
             start: the network to start with; None starts from nothing.
             device: where the network runs; None for the CPU, where everything else does.
+            workers: processes that prepare pictures; 0 for this one. The result does not depend on it.
 
         Raises:
             InputError: the configuration is one for keypoints, the network belongs to another hand model, or the folder
                 to another run.
         """
         if config.image is None:
-            raise InputError("the configuration is for keypoints alone; with pictures, begin with the preset image-loop.")
-        self.image, self.source = config.image, source
+            raise InputError(
+                "the configuration is for keypoints alone; for pictures, begin with the preset image-loop."
+            )
+        self.image, self.source, self.workers = config.image, source, workers
         self.device = torch.device("cpu") if device is None else device
         network = new_network(config.image.network, pair, config.seed) if start is None else _copy_of(start, pair)
         self.size = network.options.size
-        hands = source.hands
-        joints = hands.joints if bool(torch.isfinite(hands.joints).any()) else None
-        data = HandData.of(hands.keypoints, hands.camera, joints, config.held_out)
+        data = data_of(source, config.held_out)
         options = BatchOptions(self.size, config.batch, config.seed, config.image.augment)
         self.pictures = LoopPictures(data, PictureBatches.of(source, pair, options))
         self._coming: Iterator[SeenHands] = iter(())
         super().__init__(folder, data, pair, config, network.to(self.device), layout, prior, limits, memory)
 
-    def run(self, progress: Callable[[Progress], None] | None = None, workers: int = 0) -> ImageRegressor:
-        """Train to the end; weights.safetensors joins what `train` leaves in the folder.
-
-        Args:
-            progress: called after each step.
-            workers: processes that prepare pictures; 0 for this one. The result does not depend on it.
-        """
-        self._coming = in_processes(self.pictures, range(self.step + 1, self.config.steps + 1), workers)
+    def run(self, progress: Callable[[Progress], None] | None = None) -> ImageRegressor:
+        """Train to the end; weights.safetensors joins what `train` leaves in the folder."""
+        self._coming = in_processes(self.pictures, range(self.step + 1, self.config.steps + 1), self.workers)
         self.train(progress)
         network = ImageNetwork(self.network.options, self.pair.right)
         network.load_state_dict(self.mean.module.state_dict())
@@ -133,8 +130,9 @@ class ImageLoop(LoopTraining):
 
     def _propose(self, rows: Tensor) -> Proposal:
         network = self.mean.module.eval()
-        parts = []
-        for some in rows.split(_CHUNK):
+        assert isinstance(network, ImageNetwork)
+        parts = [Lifted(torch.zeros(0, 16, 3, 3), torch.zeros(0, 10), torch.zeros(0, 3), torch.zeros(0, 28))]
+        for some in rows.split(_CHUNK) if len(rows) else ():
             seen = self.pictures.plain(some)
             with torch.no_grad(), self._autocast():
                 out = self._lifted(regress(network, seen.batch.to(self.device)), seen)
@@ -146,12 +144,19 @@ class ImageLoop(LoopTraining):
         return torch.autocast(self.device.type, torch.bfloat16) if self.image.precision == "bf16" else nullcontext()
 
 
+def data_of(source: KnownPictures, held_out: float) -> HandData:
+    """The keypoints of pictures, and their joints where any are known, with this share held out."""
+    hands = source.hands
+    joints = hands.joints if bool(torch.isfinite(hands.joints).any()) else None
+    return HandData.of(hands.keypoints, hands.camera, joints, held_out)
+
+
 def _copy_of(regressor: ImageRegressor, pair: HandPair) -> ImageNetwork:
     """A network to train on."""
     if regressor.hand.digest != pair.right.digest:
         raise InputError(
-            f"the image regressor was trained with the hand model {regressor.hand.name!r}, not with {pair.right.name!r}; "
-            "start with another, or from nothing."
+            f"the image regressor was trained with the hand model {regressor.hand.name!r}, not with "
+            f"{pair.right.name!r}; start with another, or from nothing."
         )
     network = ImageNetwork(regressor.network.options, pair.right)
     network.load_state_dict(regressor.network.state_dict())

@@ -71,7 +71,9 @@ def turn_into(view: ViewChange, is_right: Tensor) -> Tensor:
 def turned(hands: Lifted, turn: Tensor) -> Lifted:
     """Hands (B) in the frames that rotations (B, 3, 3) lead to."""
     turn = turn.to(hands.root)
-    return replace(hands, rotations=_turned_rotations(hands.rotations, turn), root=_turned(hands.root[:, None], turn)[:, 0])
+    return replace(
+        hands, rotations=_turned_rotations(hands.rotations, turn), root=_turned(hands.root[:, None], turn)[:, 0]
+    )
 
 
 def turned_labels(true: Supervision, turn: Tensor) -> Supervision:

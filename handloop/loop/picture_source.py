@@ -117,7 +117,7 @@ class ShardSource:
     def draw(self, numbers: Sequence[int]) -> DrawnPictures:
         """See `PictureSource`."""
         rgb = [self.pictures.rgb(row) for row in numbers]
-        return DrawnPictures(_sized(self.hands, numbers, rgb), rgb, [self.pictures.mask(row) for row in numbers])
+        return DrawnPictures(sized(self.hands, numbers, rgb), rgb, [self.pictures.mask(row) for row in numbers])
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class DatasetSource:
         usable &= torch.tensor([bool(path) for path in keypoints.image], dtype=torch.bool)
         if not bool(usable.any()):
             raise InputError(f"no hand of {pictures.dataset} has a picture, a side, and keypoints or a box.")
-        params = _nothing(len(pictures))
+        params = no_params(len(pictures))
         if pictures.mano is not None:
             # MANO's parameters mean nothing to another model; the joints stay.
             with suppress(ModelError):
@@ -190,7 +190,9 @@ class DatasetSource:
         """See `PictureSource`."""
         keypoints = self.hands.keypoints
         pictures = [load_picture(keypoints.image[row], keypoints.ids[row]) for row in numbers]
-        return DrawnPictures(_sized(self.hands, numbers, pictures), pictures, [_mask(self.masks[row]) for row in numbers])
+        return DrawnPictures(
+            sized(self.hands, numbers, pictures), pictures, [_mask(self.masks[row]) for row in numbers]
+        )
 
 
 def open_source(
@@ -234,7 +236,7 @@ def _hands(
     return LabelledHands(keypoints, camera, joints, params, square_box(keypoints.box(), MARGIN))
 
 
-def _sized(hands: LabelledHands, numbers: Sequence[int], pictures: Sequence[np.ndarray]) -> LabelledHands:
+def sized(hands: LabelledHands, numbers: Sequence[int], pictures: Sequence[np.ndarray]) -> LabelledHands:
     """Some of the hands, with the sizes of their pictures: what the labels say of these may be an assumption."""
     some = hands.select(torch.tensor(numbers, dtype=torch.int64))
     sizes = torch.tensor([picture.shape[1::-1] for picture in pictures], dtype=torch.float64).reshape(-1, 2)
@@ -246,10 +248,11 @@ def _mask(path: str) -> np.ndarray | None:
 
 
 def _where(usable: Tensor, params: HandParams) -> HandParams:
-    nan = _nothing(len(params))
+    nan = no_params(len(params))
     pairs = zip(params.tensors(), nan.tensors(), strict=True)
     return HandParams(*(torch.where(usable[:, None], a, b) for a, b in pairs))
 
 
-def _nothing(n: int) -> HandParams:
+def no_params(n: int) -> HandParams:
+    """Of n hands of which none are known."""
     return HandParams(*(torch.full((n, k), float("nan"), dtype=torch.float64) for k in (3, 45, 10, 3)))

@@ -132,9 +132,9 @@ class Learner:
         for state in (self.network.state_dict(), self.mean.state_dict()):
             for value in state.values():
                 digest.update(value.detach().cpu().numpy().tobytes())
-        why = (
-            f"they were the same once and differ after step {step}; use one kind of processor and one version of torch"
-        )
+        why = "give all processes the same weights to start with"
+        if step > 0:
+            why = f"they were the same and differ after step {step}; use one kind of processor and one version of torch"
         self.ranks.agree("network", digest.hexdigest(), why)
 
     def result(self) -> LifterNetwork:

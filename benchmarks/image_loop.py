@@ -34,7 +34,7 @@ from handloop.core.crop import square_box
 from handloop.evaluation.alignment import similarity
 from handloop.hand.load import embedded_hand
 from handloop.loop.cached_fits import CachedFits
-from handloop.loop.config import PRESETS, ImageOptions, LoopConfig, PriorOptions
+from handloop.loop.config import PRESETS, LoopConfig, PriorOptions
 from handloop.loop.image_loop import ImageLoop
 from handloop.loop.picture_batches import STILL, BatchOptions, PictureBatches
 from handloop.loop.picture_source import MARGIN, DrawnPictures, KnownPictures, LabelledHands, ShardSource
@@ -111,7 +111,7 @@ def config_of(way: str, options: argparse.Namespace) -> LoopConfig:
         learning_rate=options.learning_rate,
         save_every=options.steps,
         ema=0.99,
-        image=ImageOptions(precision="bf16" if options.bf16 else "fp32"),
+        precision="bf16" if options.bf16 else "fp32",
         prior=PriorOptions(every=0) if options.fixed_prior else PriorOptions(),
     )
     if way == "off+limits":

@@ -43,9 +43,9 @@ from handloop.fitting.solver import SolverOptions
 from handloop.hand.load import embedded_hand
 from handloop.loop.config import PRESETS, LoopConfig
 from handloop.loop.hand_data import HandData
-from handloop.loop.lifter_loop import LifterLoop
 from handloop.loop.log import read_log
 from handloop.loop.memory import FitMemory
+from handloop.loop.train import LoopTraining
 from handloop.priors.mixture import PosePriorModel
 from handloop.regressors.lifter import Lifter
 
@@ -107,12 +107,12 @@ class Hands:
         return [pa for pa, _ in errors]
 
 
-def run(way: str, hands: Hands, config: LoopConfig, folder: Path, lifter: Lifter) -> tuple[LifterLoop, Lifter, float]:
+def run(way: str, hands: Hands, config: LoopConfig, folder: Path, lifter: Lifter) -> tuple[LoopTraining, Lifter, float]:
     """Train one way; returns the training, its network, and processor time in s."""
     kind = SpinMemory if way == "spin" else FitMemory
     begun = time.process_time()
     data = HandData.of(*hands.teaching, held_out=config.held_out)
-    training = LifterLoop(folder, data, embedded_hand(), config, lifter, hands.layout, memory=kind)
+    training = LoopTraining(folder, data, embedded_hand(), config, lifter, hands.layout, memory=kind)
     found = training.run()
     return training, found, time.process_time() - begun
 
@@ -134,7 +134,7 @@ def synthetic_seconds(hands: Hands, lifter: Lifter) -> float:
     folder = Path(tempfile.mkdtemp())
     config = replace(PRESETS["lifter-synthetic"], steps=20)
     data = HandData.of(*hands.teaching)
-    training = LifterLoop(folder, data, embedded_hand(), config, lifter, hands.layout)
+    training = LoopTraining(folder, data, embedded_hand(), config, lifter, hands.layout)
     at: list[float] = []
     training.run(lambda _: at.append(time.process_time()))
     training.close()

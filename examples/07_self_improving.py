@@ -14,9 +14,9 @@ from handloop.core.camera import Camera
 from handloop.formats import read_keypoints
 from handloop.loop.config import LoopConfig
 from handloop.loop.hand_data import HandData
-from handloop.loop.lifter_loop import LifterLoop
 from handloop.loop.log import read_log
 from handloop.loop.run_report import write_run_report
+from handloop.loop.train import LoopTraining
 from handloop.regressors.lifter import Lifter
 
 source = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parent / "data" / "hands.npz"
@@ -25,7 +25,7 @@ camera = read.camera or Camera.assumed(read.keypoints.image_size, read.keypoints
 data = HandData.of(read.keypoints, camera, held_out=0.2)  # A fifth of the hands only judges.
 
 config = replace(LoopConfig(), steps=40, batch=16, views=48, synthetic=16, log_every=10, save_every=10)
-training = LifterLoop(Path("out/example_07"), data, handloop.load_hand(), config, Lifter.shipped())
+training = LoopTraining(Path("out/example_07"), data, handloop.load_hand(), config, Lifter.shipped())
 lifter = training.run(lambda at: print(f"step {at.step}, loss {at.loss:.2f}", end="\r"))
 
 lines = [line for line in read_log(training.folder) if "held_out_network_rms_percent" in line]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,9 +28,10 @@ from handloop.loop import train_lifter
 from handloop.loop.config import LoopConfig, read_config
 from handloop.loop.hand_data import HandData
 from handloop.loop.image_loop import ImageLoop, data_of
-from handloop.loop.lifter_loop import LifterLoop
+from handloop.loop.ranks import Ranks, refuse_several
+from handloop.loop.run import Progress as LoopProgress
 from handloop.loop.run_report import write_run_report
-from handloop.loop.train import Progress as LoopProgress
+from handloop.loop.train import LoopTraining
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
 from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior
@@ -45,6 +47,7 @@ _LAYOUT_HANDS = 1000
 
 def run_train_lifter(command: TrainLifter) -> int:
     """Train, calibrate, write; returns the exit status."""
+    refuse_several("handloop train lifter")
     if command.out.suffix != ".safetensors":
         raise InputError(f"--out is {command.out}, expected a name that ends in .safetensors.")
     if command.width < 8 or command.blocks < 1:
@@ -82,45 +85,44 @@ def run_train_lifter(command: TrainLifter) -> int:
 
 
 def run_train_loop(command: TrainLoop) -> int:
-    """Read, train, write the run's files and its page; returns the exit status."""
-    console = Console(stderr=True, highlight=False)
+    """Read, train, write the run's files and its page; returns the exit status. One process of those of torchrun."""
     config = _config_of(command)
     if checkpoint_of(command).is_file() and not command.resume:
         raise InputError(f"{command.out} holds a run already; go on with --resume, or name another folder.")
     if not command.inputs:
         raise InputError("no input was given; name keypoint files or folders: handloop train loop hands/ --out run")
-    if command.fresh and command.weights is not None:
-        raise InputError("--fresh and --weights both say what network to start with; give one of them.")
-    started = time.monotonic()
-    training: LifterLoop | ImageLoop
+    device = pick_device(command.device)
+    ranks = Ranks.from_environment()
+    if device.type == "cuda" and ranks.n > 1:
+        device = torch.device("cuda", ranks.local_rank)
+        torch.cuda.set_device(device)
+    # One of the processes speaks for all.
+    console = Console(stderr=True, highlight=False, quiet=not ranks.first)
+    pair = load_hand(command.mano)
+    training: LoopTraining | ImageLoop
     if config.image is None:
-        training, problems = _on_keypoints(command, config, console)
+        training, problems = _on_keypoints(command, config, pair, console, ranks, device)
     else:
-        training, problems = _on_pictures(command, config, console)
-    data, first = training.data, training.step
+        training, problems = _on_pictures(command, config, pair, console, ranks, device)
+    data = training.data
+    together = "" if ranks.n == 1 else f" on {ranks.n} processes"
     console.print(
-        f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {first} of {config.steps}."
+        f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {training.step} of {config.steps}"
+        f"{together}."
     )
-    per_step = config.batch + config.views + config.synthetic
-    began = time.monotonic()
     try:
-        with _bar(console) as bar:
-            task = bar.add_task("training", total=config.steps, completed=first, rate=0.0, figure="")
-
-            def show(at: LoopProgress) -> None:
-                rate = (at.step - first) * per_step / (time.monotonic() - began)
-                bar.update(task, completed=at.step, rate=rate, figure=f"loss {at.loss:.2f}")
-
-            training.run(show)
-        with console.status("writing the run's page"):
-            page = write_run_report(training)
+        minutes = _train_loop(training, console)
+        if ranks.first:
+            with console.status("writing the run's page"):
+                write_run_report(training)
     finally:
         training.close()
-    out, minutes = command.out, (time.monotonic() - started) / 60
+    ranks.close()
+    out = command.out
     lifter = f"KEYPOINTS --weights {out}/lifter.safetensors --layout {out}/layout.json"
     use = lifter if config.image is None else f"PICTURES --weights {out}/weights.safetensors"
     console.print(
-        f"done in {minutes:.1f} min; {page} shows how it went. Use what was learned with:\n"
+        f"done in {minutes:.1f} min; {out / 'report.html'} shows how it went. Use what was learned with:\n"
         f"  handloop predict {use} --out OUT\n"
         f"  handloop fit KEYPOINTS --prior {out}/prior.npz --layout {out}/layout.json --out OUT",
         markup=False,
@@ -129,33 +131,38 @@ def run_train_loop(command: TrainLoop) -> int:
     return 1 if problems else 0
 
 
-def _on_keypoints(command: TrainLoop, config: LoopConfig, console: Console) -> tuple[LifterLoop, int]:
+def _on_keypoints(
+    command: TrainLoop, config: LoopConfig, pair: HandPair, console: Console, ranks: Ranks, device: torch.device
+) -> tuple[LoopTraining, int]:
     """The run, and how many files could not be used."""
     if command.images is not None or command.split is not None:
         raise InputError("--images and --split are for pictures; give a configuration for them: --config image-loop")
-    pair, lifter = load_hand(command.mano), None if command.fresh else pick_lifter(command.weights)
+    weights = _start_of(command)
+    lifter = None if command.fresh else pick_lifter(weights)
     with console.status("reading keypoints"):
         read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
     _say(read.problems, console)
     data = HandData.of(read.keypoints, _camera_of(command, read, console), read.truth_joints, config.held_out)
-    layout, prior, limits = _learned(command, data, pair, console)
-    return LifterLoop(command.out, data, pair, config, lifter, layout, prior, limits), len(read.problems)
+    learned = _learned(command, data, pair, console, ranks)
+    training = LoopTraining(command.out, data, pair, config, lifter, *learned, ranks=ranks, device=device)
+    return training, len(read.problems)
 
 
-def _on_pictures(command: TrainLoop, config: LoopConfig, console: Console) -> tuple[ImageLoop, int]:
+def _on_pictures(
+    command: TrainLoop, config: LoopConfig, pair: HandPair, console: Console, ranks: Ranks, device: torch.device
+) -> tuple[ImageLoop, int]:
     """The run, and how many files could not be used."""
+    if ranks.n > 1:
+        raise InputError(f"{ranks.n} processes were started; a run on pictures is one, start it without torchrun.")
     if not 0 <= command.workers <= 256:
         raise InputError(f"{command.workers} workers were asked for, expected 0 to 256.")
-    pair = load_hand(command.mano)
-    start = None if command.weights is None else ImageRegressor.load(command.weights, pair)
+    weights = _start_of(command)
+    start = None if weights is None else ImageRegressor.load(weights, pair)
     with console.status("reading labels"):
         source, problems = open_inputs(command, pair, lambda read: _camera_of(command, read, console))
     _say(problems, console)
-    layout, prior, limits = _learned(command, data_of(source, config.held_out), pair, console)
-    there = pick_device(command.device)
-    training = ImageLoop(
-        *(command.out, source, pair, config, start, layout, prior, limits), device=there, workers=command.workers
-    )
+    learned = _learned(command, data_of(source, config.held_out), pair, console, ranks)
+    training = ImageLoop(command.out, source, pair, config, start, *learned, device=device, workers=command.workers)
     return training, len(problems)
 
 
@@ -165,13 +172,30 @@ def _say(problems: Sequence[Problem], console: Console) -> None:
 
 
 def _learned(
-    command: TrainLoop, data: HandData, pair: HandPair, console: Console
+    command: TrainLoop, data: HandData, pair: HandPair, console: Console, ranks: Ranks
 ) -> tuple[KeypointLayout | None, PosePriorModel | None, BiomechanicalLimits | None]:
     """What was learned before: layout, prior, limits."""
     prior = None if command.prior is None else load_prior(command.prior)
     limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
-    ensure_compiled()
-    return _layout_of(command, data, pair, console), prior, limits
+    if ranks.local_rank == 0:
+        ensure_compiled()
+    ranks.wait()
+    return _shared_layout(command, data, pair, console, ranks), prior, limits
+
+
+def _train_loop(training: LoopTraining | ImageLoop, console: Console) -> float:
+    """To the end, with a bar; returns the minutes it took."""
+    config, started, first = training.config, time.monotonic(), training.step
+    per_step = config.batch + config.views + config.synthetic
+    with _bar(console) as bar:
+        task = bar.add_task("training", total=config.steps, completed=first, rate=0.0, figure="")
+
+        def show(at: LoopProgress) -> None:
+            rate = (at.step - first) * per_step / (time.monotonic() - started)
+            bar.update(task, completed=at.step, rate=rate, figure=f"loss {at.loss:.2f}")
+
+        training.run(show)
+    return (time.monotonic() - started) / 60
 
 
 def _config_of(command: TrainLoop) -> LoopConfig:
@@ -198,6 +222,15 @@ def _camera_of(command: TrainLoop, read: ReadResult, console: Console) -> Camera
     return camera
 
 
+def _shared_layout(
+    command: TrainLoop, data: HandData, pair: HandPair, console: Console, ranks: Ranks
+) -> KeypointLayout | None:
+    """Rank 0's, which alone learns one and has the run's files."""
+    found = _layout_of(command, data, pair, console) if ranks.first else None
+    state = ranks.from_first({} if found is None else vars(found))
+    return KeypointLayout(**state) if state else None
+
+
 def _layout_of(command: TrainLoop, data: HandData, pair: HandPair, console: Console) -> KeypointLayout | None:
     if command.layout is not None:
         return KeypointLayout.load(command.layout)
@@ -215,6 +248,13 @@ def _layout_of(command: TrainLoop, data: HandData, pair: HandPair, console: Cons
     if found.refused:
         raise InputError(f"no layout can be learned from these keypoints: {found.refused}")
     return found.layout
+
+
+def _start_of(command: TrainLoop) -> Path | None:
+    """The weights to start with; None where none are named."""
+    if command.fresh and command.weights is not None:
+        raise InputError("--fresh and --weights both say what network to start with; give one of them.")
+    return command.weights
 
 
 def _bar(console: Console) -> Progress:

@@ -18,6 +18,7 @@ from handloop.regressors.network import NetworkSize
 from handloop.synth.keypoints import SynthOptions
 
 Mode = Literal["in_loop", "static", "off"]
+Precision = Literal["fp32", "bf16"]
 
 _AUGMENT = AugmentOptions(rotation_deg=180, scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
 """Hands seen from a head turn every way in the picture."""
@@ -115,17 +116,12 @@ class ImageOptions:
     crop."""
     usual_betas: float = 0.01
     """Per squared beta of hands without a fit or another label: pulls to the mean shape."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's products; bf16 suits GPUs."""
 
     def __post_init__(self) -> None:
         if self.augment.flip != "to-right":
             raise InputError(f"flip is {self.augment.flip!r}; the network knows right hands only, expected to-right.")
-        if self.located < 0 or self.usual_betas < 0 or self.precision not in ("fp32", "bf16"):
-            raise InputError(
-                f"located {self.located:g}, usual_betas {self.usual_betas:g} and precision {self.precision!r} were "
-                "given, expected 0 or more twice, and fp32 or bf16."
-            )
+        if self.located < 0 or self.usual_betas < 0:
+            raise InputError("located or usual_betas is negative, expected 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -136,11 +132,16 @@ class LoopConfig:
     """in_loop fits from the network's proposals while it learns; static fits once before; off uses keypoints only."""
     steps: int = 3000
     batch: int = 128
-    """Hands with keypoints per step; 0 trains on synthetic hands alone."""
+    """Hands with keypoints per step, of all processes together; 0 trains on synthetic hands alone."""
     views: int = 256
-    """Views of fitted hands per step."""
+    """Views of fitted hands per step, likewise."""
     synthetic: int = 64
-    """Synthetic hands per step."""
+    """Synthetic hands per step, likewise."""
+    accumulate: int = 1
+    """Parts that the hands of a step go through the network in, one after the other: less memory for the same step.
+    Above 1, the proposals take a pass of their own."""
+    precision: Precision = "fp32"
+    """Of the products in the network's layers while it learns; all that is geometry stays at 32 bits."""
     learning_rate: float = 1e-3
     """The highest."""
     rising: float = 0.05
@@ -176,10 +177,16 @@ class LoopConfig:
                 f"{self.steps} steps of {self.batch} hands, {self.views} views and {self.synthetic} synthetic hands "
                 "were asked for, expected at least 1 step of 1 hand."
             )
-        if self.image is not None and (self.views or self.synthetic or self.batch < 2):
+        if self.accumulate < 1 or self.precision not in ("fp32", "bf16"):
             raise InputError(
-                f"{self.batch} pictures, {self.views} views and {self.synthetic} synthetic hands per step were asked "
-                "for; with pictures, expected 2 or more of these and 0 of the others, which are keypoints alone."
+                f"accumulate {self.accumulate} and the precision {self.precision!r} were given, expected 1 or more and "
+                "fp32 or bf16."
+            )
+        if self.image is not None and (self.views or self.synthetic or self.batch < 2 or self.accumulate > 1):
+            raise InputError(
+                f"{self.batch} pictures in {self.accumulate} parts, {self.views} views and {self.synthetic} synthetic "
+                "hands per step were asked for; with pictures, expected 2 or more of these in one part, and 0 of the "
+                "others, which are keypoints alone."
             )
         if self.log_every < 1 or self.save_every < 1:
             raise InputError("log_every and save_every are steps, expected 1 or more.")

@@ -5,6 +5,7 @@ All hands are right-hand canonical, in the frame of the camera whose rays the ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,11 @@ class Supervision:
 
     def __len__(self) -> int:
         return len(self.hands)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Supervision:
+        """The same of every tensor: other rows, another device."""
+        rest = {name: change(value) for name, value in vars(self).items() if name != "hands"}
+        return Supervision(SyntheticKeypoints(*(change(value) for value in vars(self.hands).values())), **rest)
 
     @classmethod
     def of_exact(cls, hands: SyntheticKeypoints) -> Supervision:

@@ -22,7 +22,7 @@ SETTINGS = {
 def quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HANDLOOP_MANO", raising=False)
     monkeypatch.setenv("COLUMNS", "4000")
-    monkeypatch.setattr("handloop.loop.lifter_loop._CALIBRATION_HANDS", 64)
+    monkeypatch.setattr("handloop.loop.train._CALIBRATION_HANDS", 64)
 
 
 @pytest.fixture

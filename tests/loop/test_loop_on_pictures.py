@@ -23,7 +23,6 @@ from handloop.core.params import HandParams
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import embedded_hand
 from handloop.hand.model import HandPair
-from handloop.loop import train as train_module
 from handloop.loop.batches import proposal_of, without_labels
 from handloop.loop.config import PRESETS, FitOptions, ImageOptions, LoopConfig, PriorOptions, config_json, read_config
 from handloop.loop.hand_data import HandData
@@ -32,6 +31,7 @@ from handloop.loop.joined_pictures import JoinedPictures
 from handloop.loop.log import read_log
 from handloop.loop.loop_pictures import turn_into, turned, turned_labels, with_parameters
 from handloop.loop.picture_source import DrawnPictures, KnownPictures, LabelledHands, ShardSource, no_params
+from handloop.loop.run import Progress
 from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image import ImageRegressor
 from handloop.regressors.image_network import ImageNetworkOptions
@@ -126,9 +126,7 @@ def test_there_and_back_is_exact(pair: HandPair, crop: Any) -> None:
     torch.testing.assert_close(back.root, there.root, rtol=0, atol=1e-12)
     proposal = proposal_of(back, kinematics, is_right, camera)
     by_view = view.inverse().params(
-        HandParams.from_rotation_matrices(
-            here.rotations, here.betas, here.root - kinematics.root_offset(here.betas)
-        ),
+        HandParams.from_rotation_matrices(here.rotations, here.betas, here.root - kinematics.root_offset(here.betas)),
         kinematics.root_offset(here.betas),
     )
     for ours, theirs in zip(proposal.params.tensors(), by_view.tensors(), strict=True):
@@ -216,7 +214,7 @@ def run(folder: Path, source: KnownPictures, config: LoopConfig, stop_after: int
     """To the end, or until the process is killed by itself after a step."""
     training = ImageLoop(folder, source, embedded_hand(), config)
 
-    def look(at: train_module.Progress) -> None:
+    def look(at: Progress) -> None:
         if at.step == stop_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -227,10 +225,10 @@ def run(folder: Path, source: KnownPictures, config: LoopConfig, stop_after: int
 def everything(training: ImageLoop, content: Any) -> tuple[Any, ...]:
     """All that must be the same: weights, their mean, the optimiser's moments, fits, prior, log."""
     lines = [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in read_log(training.folder)]
-    moments = training.optimiser.state_dict()["state"]
+    moments = training.learner.optimiser.state_dict()["state"]
     return (
-        [t.nan_to_num(-1).tolist() for t in training.network.state_dict().values()],
-        [t.nan_to_num(-1).tolist() for t in training.mean.state_dict().values()],
+        [t.nan_to_num(-1).tolist() for t in training.learner.network.state_dict().values()],
+        [t.nan_to_num(-1).tolist() for t in training.learner.mean.state_dict().values()],
         [t.tolist() for group in moments.values() for t in group.values()],
         training.memory.prior.means.tolist(),
         content(training.memory.cache.path),
@@ -240,7 +238,7 @@ def everything(training: ImageLoop, content: Any) -> tuple[Any, ...]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(full: ShardSource, tmp_path: Path, content: Any) -> None:
-    """With an attempt at a prior in between, hands with and without 3D, and crops that end one epoch and begin another."""
+    """With an attempt at a prior in between, hands with and without 3D, batches across the ends of epochs."""
     source, config = bare(full, known=10), replace(TINY, batch=20)
     whole = run(tmp_path / "whole" / "a", source, config)
     assert any("prior_update" in line for line in read_log(whole.folder))
@@ -284,7 +282,7 @@ def test_processes_and_a_start_change_nothing_but_the_start(full: ShardSource, p
     config = replace(TINY, mode="off", steps=1, batch=4)
     regressor = run(tmp_path / "a", bare(full), config).run()
     begun = ImageLoop(tmp_path / "b", bare(full), pair, config, regressor, workers=1)
-    for ours, theirs in zip(begun.network.parameters(), regressor.network.parameters(), strict=True):
+    for ours, theirs in zip(begun.learner.network.parameters(), regressor.network.parameters(), strict=True):
         assert torch.equal(ours, theirs) and ours.requires_grad
     wrong = replace(regressor, hand=replace(regressor.hand, name="another"))
     with pytest.raises(InputError, match=r"trained with the hand model 'another', not with"):
@@ -320,7 +318,8 @@ def test_configurations(full: ShardSource, pair: HandPair, tmp_path: Path) -> No
     for change, message in (
         ({"views": 8}, "expected 2 or more of these and 0 of the others"),
         ({"image": {"augment": {"flip": "random"}}}, "right hands only"),
-        ({"image": {"precision": "fp16"}}, "fp32 or bf16"),
+        ({"image": {"located": -1}}, "negative"),
+        ({"accumulate": 2}, "in one part"),
     ):
         path.write_text(json.dumps({"preset": "image-loop", **change}))
         with pytest.raises(InputError, match=message):

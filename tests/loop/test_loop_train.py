@@ -20,15 +20,16 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.hand.load import embedded_hand
 from handloop.loop import cache as cache_module
 from handloop.loop import checkpoint as checkpoint_module
-from handloop.loop import lifter_loop as lifter_module
+from handloop.loop import run as run_module
 from handloop.loop import train as train_module
 from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
-from handloop.loop.lifter_loop import LifterLoop
 from handloop.loop.log import RunLog, read_log
+from handloop.loop.ranks import Ranks
+from handloop.loop.run import Progress
 from handloop.loop.schedule import learning_rate
-from handloop.loop.train import Progress
+from handloop.loop.train import LoopTraining
 from handloop.loop.verify import verify
 from handloop.losses.biomechanical import BiomechanicalWeights
 from handloop.priors.gaussian import GaussianPosePrior
@@ -43,7 +44,7 @@ Content = Callable[[Path], list[tuple[object, ...]]]
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(lifter_module, "_CALIBRATION_HANDS", 64)
+    monkeypatch.setattr(train_module, "_CALIBRATION_HANDS", 64)
     yield
     torch.set_num_threads(threads)
 
@@ -55,7 +56,7 @@ def data() -> HandData:
     return HandData.of(keypoints, camera)
 
 
-def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1) -> LifterLoop:
+def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1) -> LoopTraining:
     """To the end, or until a step has been done."""
 
     class Stopped(Exception):
@@ -65,19 +66,19 @@ def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1
         if at.step == stop_after:
             raise Stopped
 
-    training = LifterLoop(folder, data, embedded_hand(), config)
+    training = LoopTraining(folder, data, embedded_hand(), config)
     with suppress(Stopped):
         training.run(stop)
     return training
 
 
-def everything(training: LifterLoop, content: Content) -> tuple[Any, ...]:
+def everything(training: LoopTraining, content: Content) -> tuple[Any, ...]:
     """All that must be the same: weights, their mean, the optimiser's moments, random state, fits, log, prior."""
     lines = [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in read_log(training.folder)]
-    optimiser = training.optimiser.state_dict()["state"]
+    optimiser = training.learner.optimiser.state_dict()["state"]
     return (
-        [t.tolist() for t in training.network.state_dict().values()],
-        [t.tolist() for t in training.mean.state_dict().values()],
+        [t.tolist() for t in training.learner.network.state_dict().values()],
+        [t.tolist() for t in training.learner.mean.state_dict().values()],
         [t.tolist() for group in optimiser.values() for t in group.values()],
         training.generator.get_state().tolist(),
         training.memory.prior.means.tolist(),
@@ -124,11 +125,11 @@ def test_the_loop_learns_the_hands(tmp_path: Path) -> None:
     keypoints, camera, _ = seen(hands, 0.5)
     given = HandData.of(keypoints, camera, held_out=0.0)
     config = replace(TINY, steps=50, batch=24, views=24, learning_rate=5e-3, ema=0.9, save_every=80)
-    training = LifterLoop(tmp_path, given, embedded_hand(), config)
+    training = LoopTraining(tmp_path, given, embedded_hand(), config)
 
     def angle() -> float:
         with torch.no_grad():
-            out = training.network(given.rays, given.conf, hands.offsets, hands.mean_betas)
+            out = training.learner.network(given.rays, given.conf, hands.offsets, hands.mean_betas)
         trace = (out.rotations.mT @ hands.rotations).diagonal(dim1=-2, dim2=-1).sum(-1)
         return float(((trace - 1) / 2).clamp(-1, 1).arccos().mean())
 
@@ -141,7 +142,7 @@ def test_the_loop_learns_the_hands(tmp_path: Path) -> None:
 def test_energies_only_fall(tmp_path: Path, data: HandData) -> None:
     """Without closed-form starts there is much to improve."""
     config = replace(TINY, steps=12, prior=replace(TINY.prior, every=0), fit=FitOptions(first_seeds=0))
-    training = LifterLoop(tmp_path, data, embedded_hand(), config)
+    training = LoopTraining(tmp_path, data, embedded_hand(), config)
     best: dict[str, float] = {}
     improved = 0
 
@@ -166,7 +167,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, data: HandData, c
     whole = train(tmp_path / "run" / "a", data, config)
     assert whole.prior_version > 0
     train(tmp_path / "again" / "a", data, config, stop_after=7).close()
-    second = LifterLoop(tmp_path / "again" / "a", data, embedded_hand(), config)
+    second = LoopTraining(tmp_path / "again" / "a", data, embedded_hand(), config)
     assert second.step == 4
     second.run()
     for one, other in zip(everything(whole, content), everything(second, content), strict=True):
@@ -197,22 +198,22 @@ def killed_at(module: Any, name: str, call: int, before: bool) -> None:
 PLACES: tuple[tuple[Any, str, int, bool], ...] = (
     (checkpoint_module.os, "fsync", 1, True),  # Inside the first checkpoint: the temporary file is written.
     (checkpoint_module.os, "fsync", 3, True),
-    (train_module, "save_checkpoint", 3, False),  # Between the training's checkpoint and the cache's.
+    (run_module, "save_checkpoint", 3, False),  # Between the training's checkpoint and the cache's.
     (cache_module, "write_rows", 5, False),  # Inside the transaction of a put.
     (cache_module, "rescore_rows", 1, False),  # Half of a re-scoring.
     (cache_module, "make_checkpoint", 3, False),  # Inside the transaction that seals the cache.
-    (train_module, "save_prior", 1, False),  # A prior whose fits do not exist.
+    (run_module, "save_prior", 1, False),  # A prior whose fits do not exist.
 )
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: HandData) -> LifterLoop:
-    threads, many = torch.get_num_threads(), lifter_module._CALIBRATION_HANDS
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: HandData) -> LoopTraining:
+    threads, many = torch.get_num_threads(), train_module._CALIBRATION_HANDS
     torch.set_num_threads(1)
-    lifter_module._CALIBRATION_HANDS = 64
+    train_module._CALIBRATION_HANDS = 64
     training = train(tmp_path_factory.mktemp("whole") / "a", data, TINY)
     torch.set_num_threads(threads)
-    lifter_module._CALIBRATION_HANDS = many
+    train_module._CALIBRATION_HANDS = many
     return training
 
 
@@ -221,7 +222,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     tmp_path: Path,
     data: HandData,
     content: Content,
-    undisturbed: LifterLoop,
+    undisturbed: LoopTraining,
     module: Any,
     name: str,
     call: int,
@@ -247,17 +248,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_another_run_is_refused(tmp_path: Path, data: HandData) -> None:
     train(tmp_path, data, replace(TINY, steps=1)).close()
     with pytest.raises(InputError, match="another configuration"):
-        LifterLoop(tmp_path, data, embedded_hand(), replace(TINY, steps=1, seed=5))
+        LoopTraining(tmp_path, data, embedded_hand(), replace(TINY, steps=1, seed=5))
     with pytest.raises(InputError, match="another starting prior"):
         narrow = GaussianPosePrior.from_hand(embedded_hand().right).scaled(2.0)
-        LifterLoop(tmp_path, data, embedded_hand(), replace(TINY, steps=1), prior=narrow)
+        LoopTraining(tmp_path, data, embedded_hand(), replace(TINY, steps=1), prior=narrow)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "checkpoint.pt").write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(FileFormatError, match="checkpoint"):
-        LifterLoop(tmp_path / "broken", data, embedded_hand(), TINY)
+        LoopTraining(tmp_path / "broken", data, embedded_hand(), TINY)
     keypoints, camera, _ = seen(drawn(80, seed=1))
     with pytest.raises(InputError, match="another data set"):
-        LifterLoop(tmp_path, HandData.of(keypoints, camera), embedded_hand(), replace(TINY, steps=1))
+        LoopTraining(tmp_path, HandData.of(keypoints, camera), embedded_hand(), replace(TINY, steps=1))
 
 
 def test_fits_imported_before_are_judged_by_the_loops_own_score(tmp_path: Path, data: HandData) -> None:
@@ -269,7 +270,7 @@ def test_fits_imported_before_are_judged_by_the_loops_own_score(tmp_path: Path, 
         wrong = replace(wrong, score_version=torch.zeros(len(wrong), dtype=torch.int64))
         assert held.origin[0] is not None
         cache.put(wrong.ids, wrong, held.origin[0], 0, 0)
-    second = LifterLoop(tmp_path / "b", data, embedded_hand(), replace(TINY, steps=1))
+    second = LoopTraining(tmp_path / "b", data, embedded_hand(), replace(TINY, steps=1))
     found = second.memory.cache.get(held.ids)
     torch.testing.assert_close(found.energy, held.energy, rtol=0, atol=1e-3)  # Keypoints are kept in float32.
     first.close()
@@ -298,9 +299,9 @@ def test_learning_rate() -> None:
 
 
 def test_a_training_that_diverges_stops(tmp_path: Path, data: HandData) -> None:
-    training = LifterLoop(tmp_path, data, embedded_hand(), TINY)
+    training = LoopTraining(tmp_path, data, embedded_hand(), TINY)
     with torch.no_grad():
-        training.network.mean.bias.fill_(float("nan"))
+        training.learner.network.mean.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="step 1 is not finite; lower learning_rate"):
         training.run()
     training.close()
@@ -310,7 +311,7 @@ def test_biomechanical_losses_are_optional(tmp_path: Path, data: HandData) -> No
     """They change what is learned, and cost something where hands are impossible."""
     plain = train(tmp_path / "a", data, replace(TINY, mode="off", steps=2))
     held = train(tmp_path / "b", data, replace(TINY, mode="off", steps=2, biomechanics=BiomechanicalWeights(1, 1, 1)))
-    assert not torch.equal(plain.network.mean.weight, held.network.mean.weight)
+    assert not torch.equal(plain.learner.network.mean.weight, held.learner.network.mean.weight)
     lines = [read_log(training.folder)[-1]["loss"] for training in (plain, held)]
     assert lines[1] > lines[0]
     for training in (plain, held):
@@ -319,7 +320,7 @@ def test_biomechanical_losses_are_optional(tmp_path: Path, data: HandData) -> No
 
 def test_the_log_drops_half_lines_later_lines_and_what_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n{"step": 6, "a"')
-    log = RunLog(tmp_path, last_step=3)
+    log = RunLog(tmp_path, 3, Ranks.alone())
     log.add({"x": 1.0, "y": math.nan})
     log.add({"x": 3.0})
     log.write(5, {"z": math.inf, "w": "text"})

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from handloop.core.augmentation import AugmentOptions
 from handloop.core.view_change import ViewChange
 from handloop.hand.kinematics import Kinematics
 from handloop.loop.hand_data import HandData
@@ -51,8 +52,8 @@ class LoopPictures:
         """Hands of the data without random changes."""
         return self._seen(rows, STILL, torch.Generator().manual_seed(0))
 
-    def _seen(self, rows: Tensor, *drawn: object) -> SeenHands:
-        batch, view = self.batches.augmented(rows.tolist(), *drawn)  # type: ignore[arg-type]
+    def _seen(self, rows: Tensor, augment: AugmentOptions, generator: torch.Generator) -> SeenHands:
+        batch, view = self.batches.augmented(rows.tolist(), augment, generator)
         return SeenHands(rows, batch, turn_into(view, self.data.keypoints.is_right[rows]))
 
 

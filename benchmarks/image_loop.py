@@ -22,8 +22,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,8 +35,9 @@ from handloop.hand.load import embedded_hand
 from handloop.loop.cached_fits import CachedFits
 from handloop.loop.config import PRESETS, LoopConfig, PriorOptions
 from handloop.loop.image_loop import ImageLoop
+from handloop.loop.joined_pictures import RelabelledPictures
 from handloop.loop.picture_batches import STILL, BatchOptions, PictureBatches
-from handloop.loop.picture_source import MARGIN, DrawnPictures, KnownPictures, LabelledHands, ShardSource
+from handloop.loop.picture_source import MARGIN, KnownPictures, LabelledHands, ShardSource
 from handloop.loop.train_image import measure
 from handloop.losses.biomechanical import BiomechanicalWeights
 from handloop.regressors.image import ImageRegressor
@@ -46,30 +46,13 @@ from handloop.synth.shard_index import index_pictures
 WAYS = ("off", "off+limits", "static", "in_loop")
 
 
-@dataclass(frozen=True, eq=False)
-class WithOther:
-    """Pictures with other labels than their own."""
-
-    pictures: KnownPictures
-    hands: LabelledHands
-
-    @property
-    def count(self) -> int:
-        """See `PictureSource`."""
-        return len(self.hands)
-
-    def draw(self, numbers: Sequence[int]) -> DrawnPictures:
-        """See `PictureSource`."""
-        return replace(self.pictures.draw(numbers), hands=self.hands.select(torch.tensor(numbers)))
-
-
 def opened(folder: Path) -> ShardSource:
     """Pictures of `handloop synth` with all their labels."""
     pair = embedded_hand()
     return ShardSource(index_pictures(folder), (pair.right.digest, pair.left.digest))
 
 
-def without_3d(pictures: KnownPictures, noise_px: float) -> WithOther:
+def without_3d(pictures: KnownPictures, noise_px: float) -> RelabelledPictures:
     """Keypoints with noise, and nothing else."""
     hands = pictures.hands
     uv = disturb(hands.keypoints.xy, noise_px, 0.0, torch.Generator().manual_seed(1))
@@ -77,7 +60,7 @@ def without_3d(pictures: KnownPictures, noise_px: float) -> WithOther:
     params = replace(hands.params, betas=torch.full_like(hands.params.betas, float("nan")))
     unknown = torch.full_like(hands.joints, float("nan"))
     box = square_box(keypoints.box(), MARGIN)
-    return WithOther(pictures, replace(hands, keypoints=keypoints, joints=unknown, params=params, box=box))
+    return RelabelledPictures(pictures, replace(hands, keypoints=keypoints, joints=unknown, params=params, box=box))
 
 
 def aligned_mm(found: Tensor, truth: Tensor) -> float:

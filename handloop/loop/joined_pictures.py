@@ -1,4 +1,4 @@
-"""Several sources of pictures as one: pictures with 3D labels beside others without, say."""
+"""Sources of pictures made of others: several as one, or pictures with labels from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ from handloop.core.camera import Camera
 from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
 from handloop.loop.picture_source import DrawnPictures, KnownPictures, LabelledHands, sized
+
+
+@dataclass(frozen=True, eq=False)
+class RelabelledPictures:
+    """Pictures of a source with other labels than its own: keypoints of a detector, say, or no 3D."""
+
+    pictures: KnownPictures
+    hands: LabelledHands
+    """Of the first pictures of the source."""
+
+    @property
+    def count(self) -> int:
+        """See `PictureSource`."""
+        return len(self.hands)
+
+    def draw(self, numbers: Sequence[int]) -> DrawnPictures:
+        """See `PictureSource`."""
+        drawn = self.pictures.draw(numbers)
+        return replace(drawn, hands=sized(self.hands, numbers, drawn.pictures))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from handloop.loop.batches import proposal_of, without_labels
 from handloop.loop.config import PRESETS, FitOptions, ImageOptions, LoopConfig, PriorOptions, config_json, read_config
 from handloop.loop.hand_data import HandData
 from handloop.loop.image_loop import ImageLoop, data_of
-from handloop.loop.joined_pictures import JoinedPictures
+from handloop.loop.joined_pictures import JoinedPictures, RelabelledPictures
 from handloop.loop.log import read_log
 from handloop.loop.loop_pictures import turn_into, turned, turned_labels, with_parameters
-from handloop.loop.picture_source import DrawnPictures, KnownPictures, LabelledHands, ShardSource, no_params
+from handloop.loop.picture_source import KnownPictures, ShardSource, no_params
 from handloop.loop.run import Progress
 from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image import ImageRegressor
@@ -71,21 +71,6 @@ def pair() -> HandPair:
     return embedded_hand()
 
 
-@dataclass(frozen=True, eq=False)
-class Bare:
-    """Pictures with keypoints and nothing else, or with 3D where it is left."""
-
-    pictures: ShardSource
-    hands: LabelledHands
-
-    @property
-    def count(self) -> int:
-        return len(self.hands)
-
-    def draw(self, numbers: Sequence[int]) -> DrawnPictures:
-        return replace(self.pictures.draw(numbers), hands=self.hands.select(torch.tensor(numbers)))
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, pair: HandPair) -> ShardSource:
     folder = tmp_path_factory.mktemp("pictures")
@@ -93,12 +78,12 @@ def full(tmp_path_factory: pytest.TempPathFactory, pair: HandPair) -> ShardSourc
     return ShardSource(index_pictures(folder), (pair.right.digest, pair.left.digest))
 
 
-def bare(full: ShardSource, known: int = 0) -> Bare:
+def bare(full: ShardSource, known: int = 0) -> RelabelledPictures:
     """The first `known` hands keep their joints and parameters."""
     hands, gone = full.hands, torch.arange(full.count) >= known
     joints = hands.joints.masked_fill(gone[:, None, None], float("nan"))
     params = HandParams(*(t.masked_fill(gone[:, None], float("nan")) for t in hands.params.tensors()))
-    return Bare(full, replace(hands, joints=joints, params=params))
+    return RelabelledPictures(full, replace(hands, joints=joints, params=params))
 
 
 @pytest.mark.parametrize("crop", ["look-at", "affine"])
@@ -264,7 +249,7 @@ def test_keypoints_and_fits_teach_the_network(full: ShardSource, pair: HandPair,
     still = ImageOptions(network, AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0))
     config = replace(TINY, steps=50, batch=12, held_out=0.0, learning_rate=5e-3, ema=0.5, save_every=99, image=still)
     some = bare(full)
-    source = Bare(full, some.hands.select(torch.arange(12)))
+    source = RelabelledPictures(full, some.hands.select(torch.arange(12)))
     training = ImageLoop(tmp_path, source, pair, replace(config, prior=PriorOptions(every=0)))
     truth = full.hands.params.rotation_matrices()[:12, 0]
 

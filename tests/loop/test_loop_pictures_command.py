@@ -64,7 +64,7 @@ def test_the_command_from_end_to_end(
     call = ["train", "loop", str(files), str(rendered), "--out", str(out), "--config", str(config), "--workers", "0"]
     assert main(call) == 0
     said = capsys.readouterr().err
-    assert "38 hands to learn from, 2 held out; step 0 of 2" in said and "predict PICTURES --weights" in said
+    assert "36 hands to learn from, 4 held out; step 0 of 2" in said and "predict PICTURES --weights" in said
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "layout.json", "weights.safetensors", "weights.json", "prior.npz", "results.npz"} <= names
     assert json.loads((out / "config.json").read_text())["image"]["network"]["size"] == 32

@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +129,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
     seconds = time.monotonic() - started
     path = result.save(out)
     _write_summary(out, result, read, notes, seconds)
-    _write_pictures(command, models, result, read, notes, console)
+    _write_pictures(command, models, result, read, [*read.notes, *_model_notes(models)], console)
     shutil.rmtree(out / "parts", ignore_errors=True)
     _say_what_came_out(console, result, path, seconds)
     return 1 if read.problems or not bool(result.fitted().all()) else 0
@@ -324,18 +323,10 @@ def _write_pictures(
     if command.report_hands > 0 and len(result):
         with console.status("writing the report"):
             problems = [f"{p.path}: {p.message}" for p in read.problems]
-            columns: dict[str, Sequence[object]] = {
-                "expected_error_mm": result.expected_error_mm.tolist(),
-                "plausible": result.plausible.tolist(),
-                "doubts": result.doubts,
-                "depth_sd": result.depth_sd.tolist(),
-                "weakest": result.weakest,
-            }
             write_report(
                 *(result, right, left, command.out, command.report_hands),
                 notes=notes,
                 problems=problems,
-                columns=columns,
             )
 
 
@@ -386,7 +377,8 @@ def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds:
             counts.update(dict.fromkeys(text.split("; "), count))
         named = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
         style = "red" if len(doubtful) > fitted / 2 else "yellow"
-        console.print(f"{len(doubtful)} of them are doubtful: {named}.", style=style, markup=False)
+        verb = "is" if len(doubtful) == 1 else "are"
+        console.print(f"{len(doubtful)} of them {verb} doubtful: {named}.", style=style, markup=False)
     for status in (Status.TOO_FEW_POINTS, Status.FAILED):
         rows = (result.status == status).nonzero()[:, 0].tolist()
         if rows:

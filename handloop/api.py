@@ -269,14 +269,15 @@ def _inputs(
 
 
 def check_camera(camera: Camera) -> None:
-    """Refuse focal lengths that cannot be in px.
+    """Refuse focal lengths that cannot be in px; assumed ones follow from the keypoints, which may be anything.
 
     Raises:
         InputError: a normalised K, most likely.
     """
-    if len(camera) and float(camera.focal.min()) < 10:
+    given = camera.focal[camera.is_known()]
+    if len(given) and float(given.min()) < 10:
         raise InputError(
-            f"the camera has a focal length of {float(camera.focal.min()):g} px, expected hundreds; is K normalised? "
+            f"the camera has a focal length of {float(given.min()):g} px, expected hundreds; is K normalised? "
             "Multiply its first row by the width and its second by the height of the picture."
         )
 

@@ -25,7 +25,7 @@ from handloop.loop.shards import find_shards, rank_of, shard_of
 from handloop.loop.verify import verify
 
 if TYPE_CHECKING:
-    from handloop.cli import CacheExport, CacheImport, CacheInfo, CacheMerge, CacheVerify
+    from handloop.train_commands import CacheExport, CacheImport, CacheInfo, CacheMerge, CacheVerify
 
 _REASONS = 5
 """Doubts shown, the most frequent first."""

@@ -17,7 +17,7 @@ from handloop.evaluation.truth import Truth, read_truth
 from handloop.hand.load import load_hand
 
 if TYPE_CHECKING:
-    from handloop.cli import EvalCommand, ExportCommand
+    from handloop.commands import EvalCommand, ExportCommand
 
 
 def run_eval(command: EvalCommand) -> int:

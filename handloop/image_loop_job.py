@@ -27,7 +27,7 @@ from handloop.picture_start import check_pictures
 from handloop.synth.shard_index import index_pictures, is_sharded
 
 if TYPE_CHECKING:
-    from handloop.cli import TrainLoop
+    from handloop.train_commands import TrainLoop
 
 
 def open_inputs(

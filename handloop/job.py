@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch import Tensor
 
 from handloop._version import __version__
@@ -43,17 +30,26 @@ from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.proposal import Proposal
-from handloop.core.results import STATUS_HELP, FitResult, Status, load_npz, merge_arrays, save_npz, write_text
+from handloop.core.results import FitResult, load_npz, merge_arrays, save_npz, write_text
+from handloop.core.words import counted
 from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+from handloop.job_messages import (
+    model_notes,
+    progress,
+    say_what_came_out,
+    say_what_was_read,
+    write_pictures,
+    write_summary,
+)
 from handloop.picture_start import PictureStart, is_image_weights
 from handloop.priors.prior_file import load_prior
 from handloop.regressors.lifter import Lifter
 
 if TYPE_CHECKING:
-    from handloop.cli import KeypointCommand
+    from handloop.commands import KeypointCommand
 
 PART = 2048
 """Hands fitted between two writes: a few seconds of work at most is lost by an interruption."""
@@ -108,8 +104,8 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
     check_camera(camera)
     keypoints = read.keypoints
     length = None if command.hand_length is None else hand_lengths(command.hand_length, len(keypoints))
-    notes = [*read.notes, *camera_notes, *_model_notes(models)]
-    _say_what_was_read(console, read, notes)
+    notes = [*read.notes, *camera_notes, *model_notes(models)]
+    say_what_was_read(console, read, notes)
     out = command.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -129,10 +125,10 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
     result = _fit_in_parts(command, recipe, models, keypoints, camera, length, proposal, console)
     seconds = time.monotonic() - started
     path = result.save(out)
-    _write_summary(out, result, read, notes, seconds)
-    _write_pictures(command, models, result, read, notes, console)
+    write_summary(out, result, read, notes, seconds)
+    write_pictures(command, models, result, read, [*read.notes, *model_notes(models)], console)
     shutil.rmtree(out / "parts", ignore_errors=True)
-    _say_what_came_out(console, result, path, seconds)
+    say_what_came_out(console, result, path, seconds)
     return 1 if read.problems or not bool(result.fitted().all()) else 0
 
 
@@ -167,14 +163,16 @@ def choose_camera(command: KeypointCommand, read: ReadResult) -> tuple[Camera, l
         return camera, []
     sized = torch.isfinite(keypoints.image_size).all(1)
     notes = []
+    lacking = counted(int((unknown & sized).sum()), "hand")
     if bool((unknown & sized).any()):
         notes.append(
-            f"{int((unknown & sized).sum())} hands have no camera: the focal length is assumed to be the image "
+            f"{lacking} without a camera: the focal length is assumed to be the image "
             "diagonal, so depth and size are not metric. Give --camera, --focal or --fov."
         )
+    lacking = counted(int((unknown & ~sized).sum()), "hand")
     if bool((unknown & ~sized).any()):
         notes.append(
-            f"{int((unknown & ~sized).sum())} hands have neither camera nor image size: a focal length of four times "
+            f"{lacking} without camera and image size: a focal length of four times "
             "the hand's box is assumed, centred on it, so place and depth mean nothing. "
             "Give --image-size W H, or a camera."
         )
@@ -228,8 +226,8 @@ def _fit_in_parts(
     write_text(stamp_file, stamp)
     n = len(keypoints)
     arrays: list[dict[str, np.ndarray]] = []
-    with _progress(console) as progress:
-        task = progress.add_task("fitting", total=n)
+    with progress(console) as bar:
+        task = bar.add_task("fitting", total=n)
         for number, start in enumerate(range(0, max(n, 1), PART)):
             path = parts / f"part-{number:06d}.npz"
             rows = torch.arange(start, min(start + PART, n))
@@ -245,7 +243,7 @@ def _fit_in_parts(
                 part = fitted.arrays()
                 save_npz(path, part)
             arrays.append(part)
-            progress.advance(task, len(rows))
+            bar.advance(task, len(rows))
     return FitResult.from_arrays(merge_arrays(arrays), models)
 
 
@@ -282,125 +280,3 @@ def _fingerprint(
         if tensor is not None:
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
     return digest.hexdigest()
-
-
-def _write_summary(out: Path, result: FitResult, read: ReadResult, notes: list[str], seconds: float) -> None:
-    summary = {
-        **result.summary(),
-        "seconds": round(seconds, 3),
-        "files_read": read.files_read,
-        "files_without_hands": read.files_without_hands,
-        "hands_empty": read.hands_empty,
-        "skipped": list(read.skipped),
-        "notes": notes,
-        "problems": [{"path": p.path, "message": p.message} for p in read.problems],
-        "not_fitted": [
-            {"id": result.keypoints.ids[i], "status": Status(int(result.status[i])).name.lower()}
-            for i in (~result.fitted()).nonzero()[:, 0].tolist()
-        ],
-    }
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-
-
-def _write_pictures(
-    command: KeypointCommand,
-    models: HandModels,
-    result: FitResult,
-    read: ReadResult,
-    notes: list[str],
-    console: Console,
-) -> None:
-    from handloop.view.meshes import write_obj
-    from handloop.view.overlay import write_overlays
-    from handloop.view.report import write_report
-
-    right, left = models.pair.right.faces, models.pair.left.faces
-    if "overlays" in command.save:
-        with console.status("drawing overlays"):
-            write_overlays(result, right, left, command.out / "overlays")
-    if "meshes" in command.save:
-        with console.status("writing meshes"):
-            write_obj(result, right, left, command.out / "meshes")
-    if command.report_hands > 0 and len(result):
-        with console.status("writing the report"):
-            problems = [f"{p.path}: {p.message}" for p in read.problems]
-            columns: dict[str, Sequence[object]] = {
-                "expected_error_mm": result.expected_error_mm.tolist(),
-                "plausible": result.plausible.tolist(),
-                "doubts": result.doubts,
-                "depth_sd": result.depth_sd.tolist(),
-                "weakest": result.weakest,
-            }
-            write_report(
-                *(result, right, left, command.out, command.report_hands),
-                notes=notes,
-                problems=problems,
-                columns=columns,
-            )
-
-
-def _model_notes(models: HandModels) -> list[str]:
-    right, left = models.pair.right, models.pair.left
-    notes = list(dict.fromkeys([*right.notes, *left.notes]))
-    if not right.licensed:
-        notes.append(
-            "the embedded hand is used: parameters are not MANO's. Name your MANO file with --mano to get those."
-        )
-    elif models.pair.left_is_mirror:
-        notes.append("only one side's MANO file was given; the other side is its mirror image.")
-    return notes
-
-
-def _say_what_was_read(console: Console, read: ReadResult, notes: list[str]) -> None:
-    left = int((~read.keypoints.is_right).sum())
-    console.print(
-        f"{read.files_read} files read: {len(read.keypoints) - left} right and {left} left hands; "
-        f"{read.files_without_hands} files without hands, {read.hands_empty} empty hands, "
-        f"{len(read.skipped)} other files skipped."
-    )
-    for note in notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
-    for problem in read.problems:
-        console.print(f"problem: {problem.path}: {problem.message}", style="red", markup=False)
-
-
-def _say_what_came_out(console: Console, result: FitResult, path: Path, seconds: float) -> None:
-    fitted = int(result.fitted().sum())
-    done = "predicted" if bool((result.status == Status.PREDICTED).any()) else "fitted"
-    if fitted:
-        relative = (result.rms_px / result.keypoints.box_size().clamp(min=1e-9))[result.fitted()].nanmedian()
-        error = (
-            f"median reprojection error {float(result.rms_px[result.fitted()].nanmedian()):.1f} px "
-            f"({100 * float(relative):.1f} % of the hand's box)"
-        )
-        console.print(
-            f"{fitted} of {len(result)} hands {done} in {seconds:.1f} s ({len(result) / max(seconds, 1e-9):.0f}/s), "
-            f"{'without keypoints to compare with' if bool(relative.isnan()) else error}."
-        )
-    else:
-        console.print(f"none of {len(result)} hands {done}.")
-    doubtful = [text for text, ok in zip(result.doubts, result.fitted().tolist(), strict=True) if ok and text]
-    if doubtful:
-        counts: Counter[str] = Counter()
-        for text, count in Counter(doubtful).items():
-            counts.update(dict.fromkeys(text.split("; "), count))
-        named = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
-        style = "red" if len(doubtful) > fitted / 2 else "yellow"
-        console.print(f"{len(doubtful)} of them are doubtful: {named}.", style=style, markup=False)
-    for status in (Status.TOO_FEW_POINTS, Status.FAILED):
-        rows = (result.status == status).nonzero()[:, 0].tolist()
-        if rows:
-            names = ", ".join(result.keypoints.ids[i] for i in rows[:5]) + (" …" if len(rows) > 5 else "")
-            console.print(f"{len(rows)} hands: {STATUS_HELP[status]} ({names})", style="red", markup=False)
-    console.print(f"results in {path.parent}", markup=False)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        """Hands per second."""
-        return Text("" if task.speed is None else f"{task.speed:.0f} hands/s")
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=not sys.stderr.isatty())

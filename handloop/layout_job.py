@@ -18,7 +18,7 @@ from handloop.formats import ReadResult, read_camera, read_keypoints
 from handloop.hand.load import load_hand
 
 if TYPE_CHECKING:
-    from handloop.cli import LayoutCommand
+    from handloop.commands import LayoutCommand
 
 
 def run_layout(command: LayoutCommand) -> int:

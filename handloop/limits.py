@@ -15,7 +15,7 @@ from handloop.priors.biomechanical_limits import BiomechanicalLimits
 from handloop.priors.biomechanics import ANGLE_NAMES, BONE_NAMES, PALM_NAMES
 
 if TYPE_CHECKING:
-    from handloop.cli import LimitsCommand
+    from handloop.commands import LimitsCommand
 
 _KEYS = ("joints_3d", "joints", "keypoints_3d")
 """Names of the points, the first present counts: a file of labels, or results.npz."""

@@ -14,7 +14,7 @@ from handloop.priors.pose_sources import join, own_poses, read_poses
 from handloop.priors.prior_file import save_prior
 
 if TYPE_CHECKING:
-    from handloop.cli import PriorCommand
+    from handloop.commands import PriorCommand
 
 
 def run_prior(command: PriorCommand) -> int:

@@ -13,7 +13,7 @@ from handloop.synth.render import Renderer
 from handloop.synth.sheet import write_sheet
 
 if TYPE_CHECKING:
-    from handloop.cli import SynthCommand
+    from handloop.commands import SynthCommand
 
 _ON_SHEET = 24
 

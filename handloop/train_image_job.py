@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from handloop.api import pick_device
-from handloop.cli import checkpoint_of
 from handloop.core.errors import InputError
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
@@ -25,9 +24,10 @@ from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOp
 from handloop.regressors.backbones import NAMED, BackboneOptions, pretrained_backbone
 from handloop.regressors.image import ImageRegressor
 from handloop.synth.picture import PictureOptions
+from handloop.train_commands import checkpoint_of
 
 if TYPE_CHECKING:
-    from handloop.cli import TrainImage
+    from handloop.train_commands import TrainImage
 
 _LOG_EVERY = 50
 """Steps between two lines of the log; the losses in them are of one step."""

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from handloop.api import pick_device, pick_lifter
-from handloop.cli import checkpoint_of
 from handloop.compiler import ensure_compiled
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
@@ -37,9 +36,10 @@ from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior
 from handloop.regressors.image import ImageRegressor
 from handloop.regressors.network import NetworkSize
+from handloop.train_commands import checkpoint_of
 
 if TYPE_CHECKING:
-    from handloop.cli import TrainLifter, TrainLoop
+    from handloop.train_commands import TrainLifter, TrainLoop
 
 _LAYOUT_HANDS = 1000
 """A layout is learned from, at most, as `handloop layout` does."""

@@ -15,6 +15,7 @@ from handloop.api import fit, fit_joints, pick_device, pick_recipe
 from handloop.core.errors import InputError, ModelError
 from handloop.core.params import HandParams
 from handloop.core.proposal import Proposal
+from handloop.core.results import Status
 from handloop.core.terms import AutoTerm
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.hand.load import embedded_hand, load_hand
@@ -118,6 +119,16 @@ def test_results_can_be_saved(points: np.ndarray, tmp_path: Path) -> None:
     with np.load(path, allow_pickle=False) as data:
         np.testing.assert_array_equal(data["joints"], result.joints.numpy())
         assert not data["camera_known"].any()
+
+
+def test_hands_without_extent_harm_no_others(points: np.ndarray) -> None:
+    """Without a camera and a picture's size the focal length is assumed from the hand's box, which they lack."""
+    bad = np.stack([np.full((21, 2), np.nan), np.full((21, 2), 5.0), np.full((21, 2), 1e7)])
+    good = fit(points, device="cpu")
+    mixed = fit(np.concatenate([bad, points]), device="cpu")
+    assert torch.equal(mixed.joints[3:], good.joints) and torch.equal(mixed.status[3:], good.status)
+    assert mixed.status[0] == Status.TOO_FEW_POINTS
+    assert not mixed.plausible[:3].any()
 
 
 def test_devices() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import handloop.job
-from handloop.cli import FitCommand, main
+from handloop.cli import main
+from handloop.commands import FitCommand
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "examples" / "data"

@@ -189,6 +189,7 @@ def result_of(
             "recipe": recipe.name,
             "starts": starts,
             "noise_px_at_224": f"{recipe.noise_px:g}",
+            "energy_settings": recipe.energy_settings(),
             "flat_hand_mean": "True",
             "joint_order": "openpose21",
             "joint_definition": "skinning",

@@ -116,6 +116,23 @@ class Recipe:
         """How many of `seeds` are used, with or without a proposal."""
         return self.seeds if self.seeds == 0 or not proposal else max(1, self.seeds // 2)
 
+    def energy_settings(self) -> str:
+        """What decides energies besides noise level, prior and layout: they compare only where it is equal."""
+        ratios = self.joint_noise if isinstance(self.joint_noise, str) else ",".join(f"{v:g}" for v in self.joint_noise)
+        numbers = {
+            self.kernel: self.robust,
+            "noise_mm": self.noise_mm,
+            "limits_sigma_deg": self.limits_sigma_deg,
+            "shape_sigma": self.shape_sigma,
+            "length_sigma_mm": self.length_sigma_mm,
+            "focal_sigma": self.focal_sigma,
+            "coupling_sigma_deg": self.coupling_sigma_deg,
+            "hyperextension": self.hyperextension,
+            "self_penetration": self.self_penetration,
+        }
+        said = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
+        return ", ".join([*said, *(["spread"] if self.spread else []), f"joint_noise {ratios}"])
+
     def optional_terms(self) -> tuple[str, ...]:
         """Names of the settings that add anatomical terms to the standard ones."""
         asked = {

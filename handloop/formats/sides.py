@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from handloop.core.words import counted
 from handloop.formats.handedness import thumb_side
 from handloop.formats.notes import Notes
 from handloop.formats.options import ReadOptions
@@ -86,7 +87,8 @@ def _filled(rows: Rows, said: np.ndarray, thumb: np.ndarray, notes: Notes) -> np
     by_thumb, assumed = unknown & (guess != 0), guess == 0
     right, left = int((guess[by_thumb] > 0).sum()), int((guess[by_thumb] < 0).sum())
     from_thumb = f"the side is not given; the thumb shows {right} right and {left} left hands, --hand overrides it."
-    from_nothing = f"the side is not given; {int(assumed.sum())} right hands were assumed, --hand left changes that."
+    n = counted(int(assumed.sum()), "right hand")
+    from_nothing = f"the side is not given; {n} assumed, --hand left changes that."
     for sentence, these in ((from_thumb, by_thumb), (from_nothing, assumed)):
         for file in np.unique(rows.file[these]).tolist():
             notes.add(sentence, rows.path(file))

@@ -14,7 +14,7 @@ from handloop.core.errors import InputError, ScoreError
 from handloop.loop.cached_fits import CachedFits, Origin
 from handloop.loop.rows import Held
 
-SCORE_TEXTS = ("noise_px_at_224", "layout", "pose_prior")
+SCORE_TEXTS = ("noise_px_at_224", "energy_settings", "layout", "pose_prior")
 """Texts of a result that say what its energy is measured with: the same for all fits of one score version."""
 CACHE_TEXTS = (
     *("hand_model", "hand_model_left", "hand_model_digest", "tip_set", "left_shapedirs"),
@@ -37,7 +37,7 @@ def agree(db: sqlite3.Connection, path: Path, fits: CachedFits, version: int) ->
         The energy's parts in the order they are stored in.
 
     Raises:
-        ScoreError: the energies have other parts, or were computed with another noise level or layout.
+        ScoreError: the energies have other parts, or were computed with other settings (noise, kernel, limits, ...).
         InputError: another hand model or other conventions.
     """
     terms, settings = db.execute("SELECT terms, settings FROM scores WHERE version=?", (version,)).fetchone()

@@ -92,7 +92,7 @@ class LifterLearner(Learner):
             yield true, Lifted(*(torch.cat([getattr(o, name) for o in outs]) for name in Lifted.__dataclass_fields__))
             return
         for rows in torch.arange(len(true)).chunk(self.config.accumulate):
-            some = true.mapped(lambda value, rows=rows: value[rows])
+            some = true.select(rows)
             yield some, self._forward(some.hands)
 
     def _forward(self, hands: SyntheticKeypoints) -> Lifted:

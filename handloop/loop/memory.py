@@ -230,8 +230,9 @@ class FitMemory:
         return _digest(prior.means, prior.precision_factors, prior.offsets)
 
     def _score_name(self) -> str:
-        noise = f"{self.options.noise_px:g} px"
-        return f"prior {self.prior_name()}, layout {self._layout_digest}, noise {noise}"
+        recipe = self.recipe(0)
+        settings = f"noise {recipe.noise_px:g} px, {recipe.energy_settings()}"
+        return f"prior {self.prior_name()}, layout {self._layout_digest}, {settings}"
 
 
 def start_at(params: HandParams, is_right: Tensor) -> Proposal:

@@ -64,6 +64,10 @@ class Supervision:
     def __len__(self) -> int:
         return len(self.hands)
 
+    def select(self, rows: Tensor) -> Supervision:
+        """Rows by an integer or boolean index."""
+        return self.mapped(lambda value: value[rows])
+
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Supervision:
         """The same of every tensor: other rows, another device."""
         rest = {name: change(value) for name, value in vars(self).items() if name != "hands"}

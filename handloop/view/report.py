@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from handloop.core.errors import InputError
 from handloop.core.results import FitResult, Status, write_text
 from handloop.view import report_html as html
 from handloop.view.overlay import write_overlays
 from handloop.view.report_text import (
     HELP,
-    LABELS,
     STATUS_TONE,
     STATUS_WORD,
     Fact,
     box_percent,
     camera_notes,
+    doubtful,
     facts,
     headline,
     number,
@@ -60,7 +59,6 @@ def write_report(
     title: str = "Fitted hands",
     notes: Sequence[str] = (),
     problems: Sequence[object] = (),
-    columns: Mapping[str, Sequence[object]] | None = None,
 ) -> Path:
     """Write `report.html` and `report_files/` into a folder.
 
@@ -73,13 +71,9 @@ def write_report(
         title: the heading.
         notes: what was assumed, in sentences, shown loudly. That a focal length is assumed is said without being asked.
         problems: what could not be read or fitted; each is shown as its text.
-        columns: further values per hand by name, N numbers, bools or texts each, for table and cards.
 
     Returns:
         The page.
-
-    Raises:
-        InputError: a column of another length.
     """
     target = Path(folder)
     (target / FILES).mkdir(parents=True, exist_ok=True)
@@ -87,13 +81,12 @@ def write_report(
     shown = _choose(order, int((~result.fitted()).sum()), max_hands)
     chosen = shown.all()
     percent = box_percent(result)
-    extra = _extra_columns(result, columns or {})
     _write_plotly(target / FILES / "plotly.min.js")
-    _write_data(target / FILES / "data.js", order[:MAX_TABLE], chosen, [*_own_columns(result, percent), *extra])
+    _write_data(target / FILES / "data.js", order[:MAX_TABLE], chosen, _columns(result, percent))
     drawn = _write_meshes(target / FILES / "meshes.js", result, chosen, faces_right, faces_left)
     drawings = write_overlays(result, faces_right, faces_left, target / FILES, chosen, suffix=".jpg")
     cards = [
-        _card(result, row, path, row in drawn, [*facts(result, row, percent[row]), *_extra_facts(extra, row)])
+        _card(result, row, path, row in drawn, [*facts(result, row, percent[row]), *_trust(result, row)])
         for row, path in zip(chosen, drawings, strict=True)
     ]
     body = [
@@ -152,6 +145,7 @@ def _counts(result: FitResult, percent: np.ndarray) -> list[tuple[str, str]]:
         (f"{len(result):,}", "hands"),
         (f"{int(done.sum()):,}", "fitted"),
         (f"{len(result) - int(done.sum()):,}", "without a fit"),
+        (f"{int(doubtful(result).sum()):,}", "doubtful"),
         (f"{right:,} / {len(result) - right:,}", "right / left"),
         (f"{number(median, 2)} px", "median error"),
         (f"{number(share)} %", "median error, of the hand's box"),
@@ -201,7 +195,7 @@ def _anchor(row: int) -> str:
     return f"hand-{row}"
 
 
-def _own_columns(result: FitResult, percent: np.ndarray) -> list[_Column]:
+def _columns(result: FitResult, percent: np.ndarray) -> list[_Column]:
     kp = result.keypoints
     done = result.fitted().tolist()
     gap = result.hypothesis_gap.detach().cpu().double().tolist()
@@ -210,45 +204,28 @@ def _own_columns(result: FitResult, percent: np.ndarray) -> list[_Column]:
         _Column("id", "id", [_plain(text) for text in kp.ids]),
         _Column("side", "side", ["right" if r else "left" for r in kp.is_right.tolist()]),
         _Column("status", "status", status),
+        _Column("doubts", "doubts", [_plain(text) for text in result.doubts]),
+        _Column("expected_error_mm", "expected error, mm", _numbers(result.expected_error_mm), 1),
         _Column("rms_px", "error px", _numbers(result.rms_px), 2),
         _Column("rms_percent", "error %", [_number(v) for v in percent.tolist()], 1),
         _Column("energy", "energy", _numbers(result.energy), 1),
         # An infinite gap and an absent one are both shown as a dash, and sorted last.
         _Column("hypothesis_gap", "gap", [_number(g) if d else None for g, d in zip(gap, done, strict=True)], 1),
+        _Column("depth_sd", "depth sd, mm", _numbers(1000 * result.depth_sd), 0),
         _Column("points", "points", (kp.conf > 0).sum(1).tolist(), 0),
     ]
 
 
-def _extra_columns(result: FitResult, columns: Mapping[str, Sequence[object]]) -> list[_Column]:
-    out: list[_Column] = []
-    for name, given in columns.items():
-        values = np.asarray(given.detach().cpu() if torch.is_tensor(given) else given)
-        if values.shape != (len(result),):
-            raise InputError(f"the column {name!r} has shape {values.shape}, expected ({len(result)},): one per hand.")
-        label = LABELS.get(name, name.replace("_", " "))
-        if values.dtype.kind == "f":
-            # Three digits of a typical value.
-            typical = np.median(np.abs(values[np.isfinite(values)])) if np.isfinite(values).any() else 0.0
-            digits = int(np.clip(2 - math.floor(math.log10(typical)), 0, 6)) if typical > 0 else 1
-            out.append(_Column(name, label, [_number(v, digits) for v in values.tolist()], digits))
-        elif values.dtype.kind in "biu":
-            out.append(_Column(name, label, values.tolist()))
-        else:
-            out.append(_Column(name, label, ["" if v is None else _plain(str(v)) for v in values.tolist()]))
-    return out
-
-
-def _extra_facts(columns: Sequence[_Column], row: int) -> list[Fact]:
-    out: list[Fact] = []
-    for column in columns:
-        value = column.values[row]
-        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-        if value is None:
-            text = column.absent
-        elif isinstance(value, float):
-            text = number(value, column.digits)
-        out.append(Fact(column.label[:1].upper() + column.label[1:], text, HELP.get(column.key, "")))
-    return out
+def _trust(result: FitResult, row: int) -> list[Fact]:
+    """How far a fit can be trusted."""
+    said = {
+        "expected_error_mm": f"{number(float(result.expected_error_mm[row]))} mm",
+        "doubts": _plain(result.doubts[row]) or "none",
+        "depth_sd": f"{number(1000 * float(result.depth_sd[row]), 0)} mm",
+        "weakest": result.weakest[row],
+    }
+    names = {"expected_error_mm": "Expected error", "depth_sd": "Depth sd", "weakest": "Weakest direction"}
+    return [Fact(names.get(key, key.capitalize()), value, HELP[key]) for key, value in said.items()]
 
 
 def _numbers(values: torch.Tensor) -> list[float | None]:
@@ -275,8 +252,9 @@ def _describe(column: _Column) -> dict[str, object]:
     present = [v for v in column.values if v is not None]
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in present)
     return {
+        "key": column.key,
         "label": column.label,
-        "help": HELP.get(column.key, column.label),
+        "help": HELP[column.key],
         "kind": "number" if numeric and column.key != "id" else "text",
         "digits": column.digits,
         "absent": column.absent,

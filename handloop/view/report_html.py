@@ -68,7 +68,8 @@ def table(n: int, most: int) -> str:
     """The table's frame for n hands, of which it shows so many; page.js fills it."""
     heading = "All hands" if n <= most else f"The worst {most:,} of {n:,} hands (all are in results.npz)"
     return f"""<h2 id="table">{heading}</h2>
-<p class="soft">Worst first: hands without a fit, then by error relative to the hand. Click a heading to sort by it.</p>
+<p class="soft">Worst first: hands without a fit, doubtful ones, then by error relative to the hand. Click a heading to
+sort by it.</p>
 <div class="tools"><input type="search" id="filter" placeholder="part of an id" aria-label="show ids that contain">
 <button type="button" id="back">Back</button><button type="button" id="next">Next</button>
 <span id="where" class="soft"></span></div>

@@ -37,16 +37,12 @@ HELP = {
     "energy": "what the fit minimised, in half squared sigmas",
     "hypothesis_gap": "energy of the best different solution minus this one's; small means ambiguous",
     "points": "input points that are not missing, of 21",
-    "expected_error_mm": "expected mean distance of the joints from the true ones after alignment, mm",
-    "depth_sd": "standard deviation of the hand's distance from the camera, m",
-    "plausible": "yes where nothing speaks against the fit; see doubts",
+    "expected_error_mm": "expected mean distance of the joints from the true ones after alignment",
+    "depth_sd": "standard deviation of the hand's distance from the camera",
     "doubts": "what speaks against the fit",
     "weakest": "the direction the input determines least",
 }
-"""What a column means; `write_report` shows others under their own name."""
-
-LABELS = {"expected_error_mm": "expected error, mm", "depth_sd": "depth sd, m", "weakest": "weakest direction"}
-"""How a further column is headed, where its name alone would not do."""
+"""What a column means."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,18 @@ def box_percent(result: FitResult) -> np.ndarray:
 
 
 def worst_first(result: FitResult) -> list[int]:
-    """Rows by how much they ask to be looked at: no fit, then the largest error relative to the hand."""
+    """Rows by how much they ask to be looked at: no fit, then doubtful ones, then the largest error for their size."""
     done = result.fitted().cpu().numpy()
     error = box_percent(result)
     error = np.where(np.isfinite(error), error, np.inf)
-    rows: list[int] = np.lexsort((-error, done)).tolist()
+    rows: list[int] = np.lexsort((-error, ~doubtful(result), done)).tolist()
     return rows
+
+
+def doubtful(result: FitResult) -> np.ndarray:
+    """(N,) fits that something speaks against."""
+    fitted: np.ndarray = (result.fitted() & ~result.plausible).cpu().numpy()
+    return fitted
 
 
 def camera_notes(result: FitResult) -> list[str]:
@@ -163,6 +165,12 @@ def headline(result: FitResult, order: Sequence[int]) -> str:
         return "There are no hands in this result."
     lost = int((~result.fitted()).sum())
     hands = "1 hand" if len(order) == 1 else f"{len(order):,} hands"
+    doubts = int(doubtful(result).sum())
+    said = f" {doubts:,} {'is' if doubts == 1 else 'are'} doubtful and shown first." if doubts else ""
     if not lost:
-        return f"{hands}, fitted." if len(order) == 1 else f"{hands}, all fitted."
-    return f"{hands}: {len(order) - lost:,} fitted, {lost:,} not. Those without a fit come first below."
+        return (f"{hands}, fitted." if len(order) == 1 else f"{hands}, all fitted.") + said
+    said = f" then {doubts:,} doubtful ones." if doubts else ""
+    return (
+        f"{hands}: {len(order) - lost:,} fitted, {lost:,} not. Those without a fit come first below"
+        f"{',' + said if said else '.'}"
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 
 from handloop.core.errors import InputError
 from handloop.core.joint_noise import JOINT_NOISE
 from handloop.fitting.recipes import RECIPES, Recipe
+from handloop.fitting.solver import SolverOptions
 
 
 def test_names() -> None:
@@ -71,3 +73,20 @@ def test_half_the_seeds_beside_a_proposal() -> None:
     counts = {seeds: Recipe(seeds=seeds).seeds_beside(True) for seeds in range(7)}
     assert counts == {0: 0, 1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 3}
     assert all(Recipe(seeds=seeds).seeds_beside(False) == seeds for seeds in range(7))
+
+
+def test_energy_settings_differ_where_energies_do() -> None:
+    """Every setting that changes what a given hand costs has a place in it; how to search has none."""
+    plain = Recipe()
+    searching = replace(
+        plain, name="x", seeds=2, explore_steps=1, finalists=1, solver=SolverOptions(3), posterior=False
+    )
+    assert searching.energy_settings() == plain.energy_settings()
+    changes: list[dict[str, Any]] = [
+        *({"robust": 4.0}, {"kernel": "huber"}, {"noise_mm": 1.0}, {"joint_noise": "coco_wholebody"}),
+        *({"limits_sigma_deg": 2.0}, {"coupling_sigma_deg": 10.0}, {"spread": True}, {"hyperextension": 4.48}),
+        *({"shape_sigma": 0.5}, {"length_sigma_mm": 2.0}, {"focal_sigma": 0.3}, {"self_penetration": 1.0}),
+        {"joint_noise": (2.0,) + (1.0,) * 20},
+    ]
+    said = {replace(plain, **change).energy_settings() for change in changes}
+    assert len(said | {plain.energy_settings()}) == len(changes) + 1

@@ -60,7 +60,7 @@ def test_onehand10k(tmp_path: Path) -> None:
     assert pictures.mask[0].endswith("Train/mask/a.png") and torch.isnan(pictures.K).all()
     assert any("1 lines" in note and "line 2 (5 numbers behind the name" in note for note in pictures.notes)
     result = read_keypoints([tmp_path])
-    assert result.camera is None and any("1 right hands were assumed" in note for note in result.notes)
+    assert result.camera is None and any("1 right hand assumed" in note for note in result.notes)
 
 
 def test_panoptic(tmp_path: Path) -> None:

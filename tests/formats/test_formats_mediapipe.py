@@ -149,7 +149,7 @@ def test_a_2d_hand_without_side_is_right_loudly(write_json: WriteJson, right_han
     path = write_json("a.json", (right_hand[:, :2] * 500).tolist())
     result = read_keypoints([path])
     assert result.keypoints.is_right.tolist() == [True]
-    assert "right hands were assumed, --hand left" in result.notes[0]
+    assert "assumed, --hand left" in result.notes[0]
     result = read_keypoints([path], ReadOptions(side="left"))
     assert result.keypoints.is_right.tolist() == [False] and result.notes == ()
 

@@ -26,7 +26,7 @@ def test_hands_of_a_picture(write_json: WriteJson) -> None:
     assert result.problems == () and result.keypoints.ids == ("a:p0", "a:p1")
     assert result.keypoints.xy[1, 3].tolist() == [93, 96]
     np.testing.assert_allclose(result.keypoints.conf[0].numpy(), 1 - 0.001 * np.arange(21))
-    assert any("2 right hands were assumed" in note for note in result.notes)
+    assert any("2 right hands assumed" in note for note in result.notes)
     left = read_keypoints([path], ReadOptions(side="left"))
     assert not left.keypoints.is_right.any()
 

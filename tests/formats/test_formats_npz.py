@@ -58,7 +58,7 @@ def test_the_least_is_enough(tmp_path: Path) -> None:
     result = read_keypoints([save(tmp_path / "a.npz", keypoints_2d=points(3)[..., :2])])
     assert result.keypoints.ids == ("a:000000", "a:000001", "a:000002")
     assert result.keypoints.conf.min() == 1 and result.keypoints.is_right.all()
-    assert result.camera is None and "right hands were assumed" in result.notes[0]
+    assert result.camera is None and "assumed, --hand left" in result.notes[0]
 
 
 def test_cameras_of_some_hands_only(tmp_path: Path) -> None:

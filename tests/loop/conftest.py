@@ -21,6 +21,7 @@ from handloop.core.results import FitResult, Status
 TERMS = ("reprojection", "pose_prior", "limits")
 TEXTS = {
     **{"handloop_version": "0.0.0", "recipe": "default", "noise_px_at_224": "2", "layout": "identity"},
+    "energy_settings": "geman_mcclure 8",
     **{"hand_model": "a hand", "hand_model_digest": "abc def", "tip_set": "smplx", "left_shapedirs": "none"},
     **{"flat_hand_mean": "True", "joint_order": "openpose21", "joint_definition": "skinning"},
 }
@@ -32,7 +33,7 @@ class NoMesh:
     """A hand model without meshes."""
 
     def vertices(self, params: HandParams, is_right: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("no mesh is asked for here")
 
     def provenance(self) -> Mapping[str, str]:
         return {}

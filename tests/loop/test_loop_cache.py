@@ -189,6 +189,7 @@ def test_other_settings_models_and_terms_are_refused(cache: FitCache, make: Make
     cache.put(["a"], result, ORIGIN, 1, 0)
     for key, value, kind in (
         ("noise_px_at_224", "3", ScoreError),
+        ("energy_settings", "geman_mcclure 4", ScoreError),
         ("layout", "learned", ScoreError),
         ("hand_model_digest", "123 456", InputError),
         ("tip_set", "manopth", InputError),

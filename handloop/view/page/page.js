@@ -37,7 +37,7 @@
       report.rows[at].forEach((value, k) => {
         const td = document.createElement("td");
         const text = display(columns[k], value);
-        if (columns[k].kind !== "number") td.className = k === 0 ? "text id" : "text";
+        if (columns[k].kind !== "number") td.className = "text " + columns[k].key;
         if (k === 0) td.title = text;
         if (k === 0 && report.cards[at] !== null) {
           const link = document.createElement("a");

@@ -4,8 +4,8 @@
     handloop synth --out unseen --count 768 --size 96 --seed 777
     python -m benchmarks.image_loop --pictures train --unseen unseen --start weights.safetensors [--steps 600]
 
-Every way starts from the same weights (of `handloop train image`, on other pictures) and gets the same pictures, their
-keypoints with 2 px of noise at a 224-px box, and as many steps:
+Every way starts from the same weights (of `handloop train image`, on other pictures; random ones without `--start`) and
+gets the same pictures, their keypoints with 2 px of noise at a 224-px box, and as many steps:
 
     off          the keypoints alone: reprojection, and the points that the network locates
     off+limits   the same with the biomechanical losses of Spurr et al., which need no labels either
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy_cases import disturb
+from benchmarks.accuracy_cases import SEED, disturb
 from handloop.core.crop import square_box
 from handloop.evaluation.alignment import similarity
 from handloop.hand.load import embedded_hand
@@ -38,9 +38,11 @@ from handloop.loop.image_loop import ImageLoop
 from handloop.loop.joined_pictures import RelabelledPictures
 from handloop.loop.picture_batches import STILL, BatchOptions, PictureBatches
 from handloop.loop.picture_source import MARGIN, KnownPictures, LabelledHands, ShardSource
-from handloop.loop.train_image import measure
+from handloop.loop.train_image import measure, new_network
 from handloop.losses.biomechanical import BiomechanicalWeights
+from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image import ImageRegressor
+from handloop.regressors.image_network import ImageNetworkOptions
 from handloop.synth.shard_index import index_pictures
 
 WAYS = ("off", "off+limits", "static", "in_loop")
@@ -107,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--unseen", type=Path, required=True)
-    parser.add_argument("--start", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="weights; without them, a network that knows nothing")
+    parser.add_argument("--crop", type=int, default=96, help="px, of a network that knows nothing")
+    parser.add_argument("--width", type=int, default=32, help="of its backbone")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
@@ -119,7 +123,10 @@ def main() -> None:
     torch.set_num_threads(1)
     pair, pictures, unseen = embedded_hand(), opened(options.pictures), opened(options.unseen)
     source = without_3d(pictures, options.noise)
-    start = ImageRegressor.load(options.start, pair)
+    network = ImageNetworkOptions(BackboneOptions("small", options.width), size=options.crop)
+    start = ImageRegressor.of(new_network(network, pair, SEED), pair.right)
+    if options.start is not None:
+        start = ImageRegressor.load(options.start, pair)
     nan = float("nan")
     print("| way | network: PA mm | wrist-relative mm | fits: PA mm | processor min | ms a step |")
     print("|---|---|---|---|---|---|")

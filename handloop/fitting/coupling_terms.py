@@ -79,7 +79,7 @@ class Spread:
 def _angles(posed: PosedHand, rows: list[int], axes: Tensor) -> tuple[Tensor, Tensor | None]:
     """(B, n, 3) angles of some finger joints, and (B, n, 3, 3) by their rotations where a Jacobian is wanted."""
     rotations = posed.state.rotations[:, 1:][:, rows]
-    if posed.points_jacobian is None:
+    if not posed.wants_jacobian:
         return anatomical_angles(rotations, axes[rows]), None
     return angles_and_jacobian(rotations, axes[rows])
 

@@ -41,7 +41,7 @@ class HingeExtension:
         weight = torch.zeros_like(rule.straight)
         weight[HINGES] = self.weight
         rotations, by_rotation = posed.state.rotations[:, 1:], None
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             angles = anatomical_angles(rotations, rule.axes)
         else:
             angles, by_rotation = angles_and_jacobian(rotations, rule.axes)

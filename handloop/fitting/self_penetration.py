@@ -60,7 +60,7 @@ class SelfPenetration:
         exponent, chosen = exponent.T.contiguous().topk(min(CLOSEST, len(first)), largest=False)
         value = (2 * self.weight) ** 0.5 * (-0.5 * exponent).exp()
         energy = 0.5 * value.square().sum(1)
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             return Residual(energy[:n], value[:n], None, POSE)
         # A rotation d of joint k moves a sphere C below it by (G_k d) x (C - x_k), so |C_i - C_j|^2 / 2 with only C_i
         # below k by (G_k d) . (C_i x u - x_k x u), u = C_i - C_j; with only C_j below it, by the opposite, because

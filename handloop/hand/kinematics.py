@@ -11,6 +11,7 @@ A right perturbation R_k exp(d) turns every descendant m of k about x_k: dx_m = 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from handloop.core.joints import CANONICAL_FROM_MANO
 from handloop.core.products import bmm
+from handloop.hand.fingers import FingerModel
 from handloop.hand.model import Hand
 
 CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
@@ -73,6 +75,15 @@ class Kinematics:
     def with_offsets(self, offsets: Tensor | None) -> Kinematics:
         """The same model seen by a source whose points lie off the model's by `offsets` (21, 3) or (B, 21, 3)."""
         return replace(self, offsets=None if offsets is None else offsets.to(self.joints))
+
+    @cached_property
+    def fingers(self) -> FingerModel:
+        """The same constants as the solver uses them."""
+        return FingerModel.of(self, CHAINS)
+
+    def points_and_rows(self, rotations: Tensor, turn: Tensor, betas: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """The points and their Jacobian by fingers, see `FingerModel.points_and_rows`."""
+        return self.fingers.points_and_rows(rotations, turn, betas, root)
 
     def scale_dirs(self) -> Tensor:
         """(10,) relative change of the hand's length (wrist to middle fingertip) per beta, at the mean shape.

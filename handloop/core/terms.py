@@ -14,7 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from handloop.core.rotations import right_jacobian, right_jacobian_inverse, shortened, so3_exp, so3_log
+from handloop.core.rotations import (
+    right_jacobian,
+    right_jacobian_inverse,
+    shortened,
+    so3_exp,
+    so3_exp_and_turn,
+    so3_log,
+)
 
 ROTATIONS = slice(0, 48)
 POSE = slice(3, 48)
@@ -40,6 +47,22 @@ class PointsModel(Protocol):
         """(B, 21, 3) and (B, 21, 3, 25), see `PosedHand.rows`; `turn` (B, 15, 3, 3) from what the finger joints'
         columns are by to increments of their rotations."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class PoseAngles:
+    """The finger joints of a state once more."""
+
+    pose: Tensor
+    """(B, 45) axis-angles, flat mean, each angle at most pi."""
+    turn: Tensor
+    """(B, 15, 3, 3) right Jacobians: an axis-angle's increment d turns its joint by `turn` d."""
+
+    @classmethod
+    def of(cls, rotations: Tensor) -> PoseAngles:
+        """Of (B, 16, 3, 3)."""
+        fingers = so3_log(rotations[:, 1:])
+        return cls(fingers.flatten(1), right_jacobian(fingers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,17 +92,16 @@ class HandState:
         root = torch.stack([x + a * z, y + b * z, z], 1) * c.exp()[:, None]
         return HandState(self.rotations @ spin, self.betas + delta[:, BETAS], root, self.log_focal + delta[:, 61])
 
-    def retract_pose(self, pose: Tensor, delta: Tensor) -> tuple[HandState, Tensor]:
-        """As `retract`, with the finger joints' 45 increments added to their axis-angles `pose` (B, 45) instead; also
-        the new axis-angles, of at most pi."""
+    def retract_pose(self, pose: Tensor, delta: Tensor) -> tuple[HandState, PoseAngles]:
+        """As `retract`, with the finger joints' 45 increments added to their axis-angles `pose` (B, 45) instead."""
         turned = shortened((pose + delta[:, POSE]).reshape(-1, 15, 3))
-        spin = so3_exp(torch.cat([delta[:, None, :3], turned], 1))
+        spin, turn = so3_exp_and_turn(torch.cat([delta[:, None, :3], turned], 1))
         rotations = torch.cat([self.rotations[:, :1] @ spin[:, :1], spin[:, 1:]], 1)
         a, b, c = delta[:, ROOT].unbind(1)
         x, y, z = self.root.unbind(1)
         root = torch.stack([x + a * z, y + b * z, z], 1) * c.exp()[:, None]
         moved = HandState(rotations, self.betas + delta[:, BETAS], root, self.log_focal + delta[:, 61])
-        return moved, turned.flatten(1)
+        return moved, PoseAngles(turned.flatten(1), turn[:, 1:])
 
     def select(self, index: Tensor) -> HandState:
         """Rows by an integer or boolean index."""
@@ -113,22 +135,27 @@ class PosedHand:
     """(B, 21, 3) m, canonical order."""
     pose: Tensor
     """(B, 45) axis-angle of the finger joints, flat mean, each angle at most pi."""
+    turn: Tensor | None = None
+    """(B, 15, 3, 3), see `PoseAngles`; None when only energies are wanted."""
     rows: Tensor | None = None
     """(B, 21, 3, 25) what the solvers know of the points' Jacobian: by the nine axis-angle increments of the point's
     own finger (0 at the wrist), then wrist rotation, betas, bearings and log depth; None when only energies are wanted.
     Blend shapes that reach over from other fingers' joints are left out."""
 
     @classmethod
-    def of(cls, model: PointsModel, state: HandState, jacobian: bool, pose: Tensor | None = None) -> PosedHand:
-        """Pose a state; `pose` are its axis-angles, where they are known already."""
-        if pose is None:
-            pose = so3_log(state.rotations[:, 1:]).flatten(1)
-        if not jacobian:
-            return cls(model, state, model.points(state.rotations, state.betas, state.root), pose)
-        turn = right_jacobian(pose.unflatten(1, (15, 3)))
-        points, rows = model.points_and_rows(state.rotations, turn, state.betas, state.root)
+    def of(cls, model: PointsModel, state: HandState, jacobian: bool) -> PosedHand:
+        """Pose a state."""
+        if jacobian:
+            return cls.at(model, state, PoseAngles.of(state.rotations))
+        points = model.points(state.rotations, state.betas, state.root)
+        return cls(model, state, points, so3_log(state.rotations[:, 1:]).flatten(1))
+
+    @classmethod
+    def at(cls, model: PointsModel, state: HandState, angles: PoseAngles) -> PosedHand:
+        """Pose a state whose axis-angles are known already, with Jacobians."""
+        points, rows = model.points_and_rows(state.rotations, angles.turn, state.betas, state.root)
         rows[..., 22:] = _by_sight(state.root)
-        return cls(model, state, points, pose, rows)
+        return cls(model, state, points, angles.pose, angles.turn, rows)
 
     @property
     def wants_jacobian(self) -> bool:

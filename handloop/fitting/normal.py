@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from handloop.core.products import bmm
-from handloop.core.rotations import right_jacobian
 from handloop.core.structured import ROW_RESIDUAL, ROW_WIDTH, PointTerm, QuadraticTerm
 from handloop.core.terms import BETAS, N_PARAMS, POSE, HandState, PointsModel, PosedHand, Residual, Term
 from handloop.hand.kinematics import CHAINS
@@ -116,8 +115,8 @@ def _add_others(parts: Sequence[Residual], posed: PosedHand, gradient: Tensor, h
     parts = [part for part in parts if part.jacobian is not None]
     if not parts:
         return
-    n = len(gradient)
-    turn = right_jacobian(posed.pose.reshape(n, 15, 3))
+    n, turn = len(gradient), posed.turn
+    assert turn is not None
     per_joint = hessian[:, POSE, POSE].unflatten(2, (15, 3)).unflatten(1, (15, 3)).diagonal(dim1=1, dim2=3)
     for part in parts:
         jac, value = part.jacobian, part.value

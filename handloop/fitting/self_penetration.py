@@ -17,6 +17,7 @@ from torch import Tensor
 
 from handloop.core.joints import MANO_PARENTS
 from handloop.core.products import bmm
+from handloop.core.tables import matrix
 from handloop.core.terms import POSE, PosedHand, Residual
 from handloop.priors.spheres import HandSpheres
 
@@ -28,11 +29,10 @@ cost 0.03 when they touch, 1.1 at 4 mm and 61 at 12 mm: keypoints can be weighed
 CLOSEST = 128
 """Pairs counted per hand, those that overlap most."""
 
-_ABOVE = torch.zeros(16, 16, dtype=torch.float64)
+_ABOVE = [[0.0] * 16 for _ in range(16)]
 for _joint, _parent in enumerate(MANO_PARENTS):
     if _parent >= 0:
-        _ABOVE[_joint] = _ABOVE[_parent]
-        _ABOVE[_joint, _joint] = 1
+        _ABOVE[_joint] = [float(k == _joint) or above for k, above in enumerate(_ABOVE[_parent])]
 """(16, 16) with 1 where column k is a finger joint that turns row's part."""
 
 
@@ -79,7 +79,7 @@ class SelfPenetration:
 
     def _sides(self) -> Tensor:
         """(P, 15) for each finger joint: 1 where only a pair's first sphere hangs on it, -1 only its second, else 0."""
-        above = _ABOVE[:, 1:].to(self.spheres.offset)
+        above = matrix(_ABOVE, self.spheres.offset)[:, 1:]
         first, second = self.spheres.part[self.spheres.pairs].unbind(1)
         return above[first] - above[second]
 

@@ -6,13 +6,15 @@ squares problems", 2004, algorithm 3.16).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from handloop.core.terms import HandState, PointsModel, PosedHand, Term
+from handloop.fitting import graphs
 from handloop.fitting.normal import Assembly, by_parameter
 from handloop.fitting.posterior import Posterior, summarise
 from handloop.fitting.steps import Stepper, Work
@@ -54,7 +56,8 @@ class Finish:
     """Of the points there; None where it was not asked for."""
 
 
-_STEPS_BETWEEN_LOOKS = 4
+def _steps_between_looks(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else 4
 
 
 def solve(
@@ -82,19 +85,33 @@ def solve(
     stepper = Stepper(model, terms, Assembly.of(free, start.betas), options.tolerance).select(rows)
     work = stepper.begin(start.select(rows), options.damping)
     # To ask a GPU how many are left is to wait for it: there, hands that are done are carried along for a while.
-    between_looks = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+    between_looks = _steps_between_looks(device)
+    in_graph = graphs.pays(device, n)
+    again: Callable[[], None] | None = None
     for first in range(0, options.max_steps, between_looks):
-        for _ in range(min(between_looks, options.max_steps - first)):
-            work = stepper.advance(work)
+        some = min(between_looks, options.max_steps - first)
+        if not in_graph:
+            work = stepper.advance(work, some)
+        elif some < between_looks:
+            work.take_over(stepper.advance(work, some))
+        elif again is None:
+            again = graphs.capture(partial(_in_place, stepper, work, some))
+        else:
+            again()
         count = int(work.active.sum())
         if count == 0:
             break
-        if count < 0.8 * len(rows):
+        # A graph has its shapes, and as many rows as it has cost little.
+        if count < 0.8 * len(rows) and not in_graph:
             ends.put(rows, work)
             at = _pair(work.active.nonzero()[:, 0])
             rows, work, stepper = rows[at], work.select(at), stepper.select(at)
     ends.put(rows, work)
     return ends.solution()
+
+
+def _in_place(stepper: Stepper, work: Work, steps: int) -> None:
+    work.take_over(stepper.advance(work, steps))
 
 
 @dataclass(frozen=True, eq=False)

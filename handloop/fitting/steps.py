@@ -87,12 +87,17 @@ class Stepper:
             *(no, torch.zeros_like(no, dtype=torch.int64)),
         )
 
-    def advance(self, work: Work) -> Work:
-        """One step, tried and for each hand accepted or not."""
+    def advance(self, work: Work, steps: int) -> Work:
+        """Some steps, each tried and for each hand accepted or not."""
+        for _ in range(steps):
+            work = self._step(work)
+        return work
+
+    def _step(self, work: Work) -> Work:
         current, damping = work.equations, work.damping
         delta, predicted = step(current, damping)
-        moved, pose = work.state.retract_pose(work.pose, delta)
-        trial = self.assembly.equations(PosedHand.of(self.model, moved, jacobian=True, pose=pose), self.terms)
+        moved, angles = work.state.retract_pose(work.pose, delta)
+        trial = self.assembly.equations(PosedHand.at(self.model, moved, angles), self.terms)
         gain = current.energy - trial.energy
         ok = work.active & torch.isfinite(trial.energy) & (gain > 0)
         ratio = gain / predicted.clamp(min=1e-30)
@@ -105,7 +110,7 @@ class Stepper:
         finite = torch.isfinite(energy)
         return Work(
             moved.where(ok, work.state),
-            torch.where(ok[:, None], pose, work.pose),
+            torch.where(ok[:, None], angles.pose, work.pose),
             NormalEquations(
                 energy,
                 torch.where(ok[:, None], trial.gradient, current.gradient),

@@ -141,6 +141,8 @@ class TrainLoop:
     """Start with a network that knows nothing, in place of a lifter."""
     limits: Path | None = None
     """Limits of `handloop limits` for the biomechanical losses, where the configuration asks for these."""
+    device: str = "cpu"
+    """Where the network is: auto, cpu, cuda. The fits are made on the CPU; a GPU pays with large batches."""
     resume: bool = False
     """Go on with an interrupted run of the same data and settings."""
 

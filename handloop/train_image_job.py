@@ -19,6 +19,7 @@ from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
 from handloop.loop.image_presets import PRESETS, with_network
 from handloop.loop.picture_source import PictureSource, open_source
+from handloop.loop.ranks import refuse_several
 from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions
 from handloop.regressors.backbones import NAMED, BackboneOptions, pretrained_backbone
 from handloop.regressors.image import ImageRegressor
@@ -34,6 +35,7 @@ _LOG_EVERY = 50
 
 def run_train_image(command: TrainImage) -> int:
     """Train, calibrate, write; returns the exit status."""
+    refuse_several("handloop train image")
     if command.out.suffix != ".safetensors":
         raise InputError(f"--out is {command.out}, expected a name that ends in .safetensors.")
     if not 0 <= command.workers <= 256:

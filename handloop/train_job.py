@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from handloop.api import pick_lifter
+from handloop.api import pick_device, pick_lifter
 from handloop.compiler import ensure_compiled
 from handloop.core.camera import Camera
 from handloop.core.errors import InputError
@@ -23,6 +23,7 @@ from handloop.hand.model import HandPair
 from handloop.loop import train_lifter
 from handloop.loop.config import LoopConfig, read_config
 from handloop.loop.hand_data import HandData
+from handloop.loop.ranks import Ranks, refuse_several
 from handloop.loop.run_report import write_run_report
 from handloop.loop.train import LoopTraining
 from handloop.loop.train import Progress as LoopProgress
@@ -41,6 +42,7 @@ _LAYOUT_HANDS = 1000
 
 def run_train_lifter(command: TrainLifter) -> int:
     """Train, calibrate, write; returns the exit status."""
+    refuse_several("handloop train lifter")
     if command.out.suffix != ".safetensors":
         raise InputError(f"--out is {command.out}, expected a name that ends in .safetensors.")
     if command.width < 8 or command.blocks < 1:
@@ -78,13 +80,19 @@ def run_train_lifter(command: TrainLifter) -> int:
 
 
 def run_train_loop(command: TrainLoop) -> int:
-    """Read, train, write the run's files and its page; returns the exit status."""
-    console = Console(stderr=True, highlight=False)
+    """Read, train, write the run's files and its page; returns the exit status. One process of those of torchrun."""
     config = _config_of(command)
     if checkpoint_of(command).is_file() and not command.resume:
         raise InputError(f"{command.out} holds a run already; go on with --resume, or name another folder.")
     if not command.inputs:
         raise InputError("no input was given; name keypoint files or folders: handloop train loop hands/ --out run")
+    device = pick_device(command.device)
+    ranks = Ranks.from_environment()
+    if device.type == "cuda" and ranks.n > 1:
+        device = torch.device("cuda", ranks.local_rank)
+        torch.cuda.set_device(device)
+    # One of the processes speaks for all.
+    console = Console(stderr=True, highlight=False, quiet=not ranks.first)
     pair, lifter = load_hand(command.mano), _lifter_of(command)
     with console.status("reading keypoints"):
         read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
@@ -94,36 +102,48 @@ def run_train_loop(command: TrainLoop) -> int:
     data = HandData.of(read.keypoints, camera, read.truth_joints, config.held_out)
     prior = None if command.prior is None else load_prior(command.prior)
     limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
-    ensure_compiled()
-    layout = _layout_of(command, data, pair, console)
-    training = LoopTraining(command.out, data, pair, config, lifter, layout, prior, limits)
+    if ranks.local_rank == 0:
+        ensure_compiled()
+    ranks.wait()
+    layout = _shared_layout(command, data, pair, console, ranks)
+    training = LoopTraining(command.out, data, pair, config, lifter, layout, prior, limits, ranks=ranks, device=device)
+    together = "" if ranks.n == 1 else f" on {ranks.n} processes"
     console.print(
-        f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {training.step} of {config.steps}."
+        f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {training.step} of {config.steps}"
+        f"{together}."
     )
-    started, first = time.monotonic(), training.step
-    per_step = config.batch + config.views + config.synthetic
     try:
-        with _bar(console) as bar:
-            task = bar.add_task("training", total=config.steps, completed=first, rate=0.0, figure="")
-
-            def show(at: LoopProgress) -> None:
-                rate = (at.step - first) * per_step / (time.monotonic() - started)
-                bar.update(task, completed=at.step, rate=rate, figure=f"loss {at.loss:.2f}")
-
-            training.run(show)
-        with console.status("writing the run's page"):
-            page = write_run_report(training)
+        minutes = _train_loop(training, console)
+        if ranks.first:
+            with console.status("writing the run's page"):
+                write_run_report(training)
     finally:
         training.close()
-    out, minutes = command.out, (time.monotonic() - started) / 60
+    ranks.close()
+    out = command.out
     console.print(
-        f"done in {minutes:.1f} min; {page} shows how it went. Use what was learned with:\n"
+        f"done in {minutes:.1f} min; {out / 'report.html'} shows how it went. Use what was learned with:\n"
         f"  handloop predict KEYPOINTS --weights {out}/lifter.safetensors --layout {out}/layout.json --out OUT\n"
         f"  handloop fit KEYPOINTS --prior {out}/prior.npz --layout {out}/layout.json --out OUT",
         markup=False,
         soft_wrap=True,
     )
     return 1 if read.problems else 0
+
+
+def _train_loop(training: LoopTraining, console: Console) -> float:
+    """To the end, with a bar; returns the minutes it took."""
+    config, started, first = training.config, time.monotonic(), training.step
+    per_step = config.batch + config.views + config.synthetic
+    with _bar(console) as bar:
+        task = bar.add_task("training", total=config.steps, completed=first, rate=0.0, figure="")
+
+        def show(at: LoopProgress) -> None:
+            rate = (at.step - first) * per_step / (time.monotonic() - started)
+            bar.update(task, completed=at.step, rate=rate, figure=f"loss {at.loss:.2f}")
+
+        training.run(show)
+    return (time.monotonic() - started) / 60
 
 
 def _config_of(command: TrainLoop) -> LoopConfig:
@@ -148,6 +168,15 @@ def _camera_of(command: TrainLoop, read: ReadResult, console: Console) -> Camera
             style="yellow",
         )
     return camera
+
+
+def _shared_layout(
+    command: TrainLoop, data: HandData, pair: HandPair, console: Console, ranks: Ranks
+) -> KeypointLayout | None:
+    """Rank 0's, which alone learns one and has the run's files."""
+    found = _layout_of(command, data, pair, console) if ranks.first else None
+    state = ranks.from_first({} if found is None else vars(found))
+    return KeypointLayout(**state) if state else None
 
 
 def _layout_of(command: TrainLoop, data: HandData, pair: HandPair, console: Console) -> KeypointLayout | None:

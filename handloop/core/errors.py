@@ -31,6 +31,10 @@ class ScoreError(CacheError):
     """Energies that were computed under different priors, layouts or noise levels were about to be compared."""
 
 
+class RankError(HandloopError):
+    """The processes of a run have lost each other."""
+
+
 def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
     """Raise `InputError` unless `shape` matches `expected`; `None` accepts any length.
 

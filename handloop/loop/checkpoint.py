@@ -23,16 +23,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def load_checkpoint(path: Path, must_agree: dict[str, str]) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote.
-
-    Args:
-        path: the file.
-        must_agree: texts of the run that goes on, by key.
 
     Raises:
         FileFormatError: not a checkpoint.
-        InputError: one of a run with other settings, data or hand model.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -40,10 +35,23 @@ def load_checkpoint(path: Path, must_agree: dict[str, str]) -> dict[str, Any]:
         raise FileFormatError(f"{path}: not a readable checkpoint.") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise FileFormatError(f"{path}: not a checkpoint of a training loop.")
+    return state
+
+
+def check_same_run(folder: Path, state: dict[str, Any], must_agree: dict[str, str]) -> None:
+    """Refuse the checkpoint of another run.
+
+    Args:
+        folder: of the run.
+        state: its checkpoint.
+        must_agree: texts of the run that goes on, by key.
+
+    Raises:
+        InputError: one with other settings, data or hand model.
+    """
     different = [key for key, text in must_agree.items() if state.get(key) != text]
     if different:
         raise InputError(
-            f"{path.parent} holds a run with another {' and another '.join(different)}; go on with the same, or name "
+            f"{folder} holds a run with another {' and another '.join(different)}; go on with the same, or name "
             "another folder."
         )
-    return state

@@ -16,6 +16,7 @@ from handloop.regressors.network import NetworkSize
 from handloop.synth.keypoints import SynthOptions
 
 Mode = Literal["in_loop", "static", "off"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,16 @@ class LoopConfig:
     """in_loop fits from the network's proposals while it learns; static fits once before; off uses keypoints only."""
     steps: int = 3000
     batch: int = 128
-    """Hands with keypoints per step; 0 trains on synthetic hands alone."""
+    """Hands with keypoints per step, of all processes together; 0 trains on synthetic hands alone."""
     views: int = 256
-    """Views of fitted hands per step."""
+    """Views of fitted hands per step, likewise."""
     synthetic: int = 64
-    """Synthetic hands per step."""
+    """Synthetic hands per step, likewise."""
+    accumulate: int = 1
+    """Parts that the hands of a step go through the network in, one after the other: less memory for the same step.
+    Above 1, the proposals take a pass of their own."""
+    precision: Precision = "fp32"
+    """Of the products in the network's layers while it learns; all that is geometry stays at 32 bits."""
     learning_rate: float = 1e-3
     """The highest."""
     rising: float = 0.05
@@ -142,6 +148,11 @@ class LoopConfig:
             raise InputError(
                 f"{self.steps} steps of {self.batch} hands, {self.views} views and {self.synthetic} synthetic hands "
                 "were asked for, expected at least 1 step of 1 hand."
+            )
+        if self.accumulate < 1 or self.precision not in ("fp32", "bf16"):
+            raise InputError(
+                f"accumulate {self.accumulate} and the precision {self.precision!r} were given, expected 1 or more and "
+                "fp32 or bf16."
             )
         if self.log_every < 1 or self.save_every < 1:
             raise InputError("log_every and save_every are steps, expected 1 or more.")

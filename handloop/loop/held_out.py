@@ -9,10 +9,10 @@ from torch import Tensor
 
 from handloop.core.params import HandParams
 from handloop.core.proposal import Proposal
-from handloop.core.results import FitResult
 from handloop.loop.hand_data import HandData
 from handloop.loop.learn_prior import FittedHands
 from handloop.loop.memory import FitMemory
+from handloop.loop.ranks import Ranks
 
 _SEEDS, _STEPS = 4, 10
 """Of the search they are fitted with once: judges must not hang on the network's start."""
@@ -29,34 +29,43 @@ class HeldOut:
 
     @classmethod
     def fitted(
-        cls, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal], max_energy: float
+        cls, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal], max_energy: float, ranks: Ranks
     ) -> HeldOut:
-        """Search for fits of all of them; those of more energy than `max_energy` are left out."""
-        rows = data.held_out
+        """Search for fits of all of them, shared out; those of more energy than `max_energy` are left out."""
+        rows = data.held_out[ranks.rank :: ranks.n]
         result = memory.fit(data.keypoints.select(rows), data.camera.select(rows), propose(rows), _STEPS, _SEEDS)
         good = result.fitted() & (result.energy <= max_energy)
-        return cls(rows[good], result.params.select(good))
+        return cls(*gathered(rows[good], result.params.select(good), ranks))
 
     def hands(self, data: HandData) -> FittedHands:
         """With what they were fitted to."""
         return fitted_hands(data, self.rows, self.params)
 
-    def scores(self, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal]) -> dict[str, float]:
+    def scores(
+        self, memory: FitMemory, data: HandData, propose: Callable[[Tensor], Proposal], ranks: Ranks
+    ) -> dict[str, float]:
         """How well the network's hands meet the keypoints, and how cheap the fits from them are (medians)."""
         if len(self.rows) == 0:
             return {}
-        keypoints, camera, start = data.keypoints.select(self.rows), data.camera.select(self.rows), propose(self.rows)
-
-        def relative(result: FitResult) -> float:
-            return round(float(100 * (result.rms_px / keypoints.box_size()).nanmedian()), 4)
-
+        rows = self.rows[ranks.rank :: ranks.n]
+        keypoints, camera, start = data.keypoints.select(rows), data.camera.select(rows), propose(rows)
         alone = memory.fit(keypoints, camera, start, 0)
         fitted = memory.fit(keypoints, camera, start, memory.options.steps)
-        return {
-            "held_out_network_rms_percent": relative(alone),
-            "held_out_fit_rms_percent": relative(fitted),
-            "held_out_fit_energy": round(float(fitted.energy.nanmedian()), 4),
+        box = keypoints.box_size()
+        each = {
+            "held_out_network_rms_percent": 100 * (alone.rms_px / box),
+            "held_out_fit_rms_percent": 100 * (fitted.rms_px / box),
+            "held_out_fit_energy": fitted.energy,
         }
+        return {name: round(float(value.nanmedian()), 4) for name, value in ranks.joined(each).items()}
+
+
+def gathered(rows: Tensor, params: HandParams, ranks: Ranks) -> tuple[Tensor, HandParams]:
+    """The rows of all ranks in order, and their fits."""
+    found = ranks.joined({"rows": rows, **{str(i): value for i, value in enumerate(params.tensors())}})
+    whose = found.pop("rows")
+    order = whose.argsort(stable=True)
+    return whose[order], HandParams(*(value[order] for value in found.values()))
 
 
 def fitted_hands(data: HandData, rows: Tensor, params: HandParams) -> FittedHands:

@@ -29,7 +29,17 @@ def shard_path(folder: str | os.PathLike[str], rank: int, n_ranks: int) -> Path:
     """
     if not 0 <= rank < n_ranks:
         raise InputError(f"rank {rank} of {n_ranks} was given, expected 0 to {n_ranks - 1}.")
-    return Path(folder) / f"fits-r{rank:02d}of{n_ranks:02d}.sqlite"
+    return Path(folder) / shard_name(rank, n_ranks)
+
+
+def shard_name(rank: int, n_ranks: int) -> str:
+    """What the file of one rank is called."""
+    return f"fits-r{rank:02d}of{n_ranks:02d}.sqlite"
+
+
+def shards_in(folder: Path) -> tuple[Path, ...]:
+    """All files named as shards, whole cache or not; none where there is no folder."""
+    return tuple(sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))) if folder.is_dir() else ()
 
 
 def shard_of(path: Path) -> tuple[int, int]:
@@ -56,7 +66,7 @@ def find_shards(path: str | os.PathLike[str]) -> tuple[Path, ...]:
         return (given,)
     if not given.is_dir():
         raise CacheError(f"{given} does not exist; expected the folder of a fit cache or one of its shards.")
-    found = sorted(p for p in given.iterdir() if _NAME.fullmatch(p.name))
+    found = shards_in(given)
     if not found:
         raise CacheError(f"{given} holds no fit cache; expected files such as fits-r00of01.sqlite.")
     ranks = [shard_of(p) for p in found]
@@ -71,4 +81,4 @@ def find_shards(path: str | os.PathLike[str]) -> tuple[Path, ...]:
             f"{given} lacks the shards of ranks {', '.join(map(str, missing))} of {counts[0]}; copy them there, "
             "or name single shards."
         )
-    return tuple(found)
+    return found

@@ -5,6 +5,7 @@ All hands are right-hand canonical, in the frame of the camera whose rays the ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,15 @@ class Supervision:
 
     def __len__(self) -> int:
         return len(self.hands)
+
+    def select(self, rows: Tensor) -> Supervision:
+        """Rows by an integer or boolean index."""
+        return self.mapped(lambda value: value[rows])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Supervision:
+        """The same of every tensor: other rows, another device."""
+        rest = {name: change(value) for name, value in vars(self).items() if name != "hands"}
+        return Supervision(SyntheticKeypoints(*(change(value) for value in vars(self.hands).values())), **rest)
 
     @classmethod
     def of_exact(cls, hands: SyntheticKeypoints) -> Supervision:
@@ -150,7 +160,8 @@ def _errors(out: Lifted, hands: SyntheticKeypoints) -> tuple[Tensor, Tensor, Ten
     theirs = torch.nn.functional.normalize(hands.root, dim=1)
     # The small angle between two directions, as two components across the line of sight.
     across = torch.linalg.cross(ours, theirs)
-    first = torch.nn.functional.normalize(torch.linalg.cross(theirs, torch.tensor([0.0, 1.0, 0.0]).expand_as(theirs)))
+    down = theirs.new_tensor([0.0, 1.0, 0.0]).expand_as(theirs)
+    first = torch.nn.functional.normalize(torch.linalg.cross(theirs, down))
     second = torch.linalg.cross(theirs, first)
     bearing = torch.stack([(across * first).sum(1), (across * second).sum(1)], 1)[:, None]
     depth = (hands.root[:, 2].log() - out.root[:, 2].log())[:, None, None]

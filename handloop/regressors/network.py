@@ -89,21 +89,24 @@ class LifterNetwork(nn.Module):
             offsets: (B, 21, 3) m, the source's.
             mean_betas: (B, 10), the source's.
         """
-        view = HandView.of(rays, conf)
-        log_scale = view.scale.log()
-        size = (log_scale - USUAL_LOG_SCALE)[:, None]
-        parts = [view.points.flatten(1), view.seen, size, offsets.flatten(1) / OFFSET_UNIT, mean_betas]
+        # Mixed precision is for the layers: in 16 bits a view would be off by a twentieth of the hand.
+        with torch.autocast(rays.device.type, enabled=False):
+            view = HandView.of(rays, conf)
+            log_scale = view.scale.log()
+            size = (log_scale - USUAL_LOG_SCALE)[:, None]
+            parts = [view.points.flatten(1), view.seen, size, offsets.flatten(1) / OFFSET_UNIT, mean_betas]
         x = self.enter(torch.cat(parts, 1))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        mean = self.mean(x)
+        mean = self.mean(x).to(rays)
         # The deviations describe the error; what they learn must not pull on what makes it.
-        log_sd = self.spread(x.detach()) + self.log_sd_scale
-        local = matrix_from_6d((self.usual + mean[:, :96]).reshape(-1, 16, 6))
-        rotations = torch.cat([view.turn[:, None] @ local[:, :1], local[:, 1:]], 1)
-        bearing = mean[:, 106:108] * view.scale[:, None]
-        depth = USUAL_SIZE * (mean[:, 108] - log_scale).exp()
-        ray = torch.cat([bearing, torch.ones_like(bearing[:, :1])], 1)
-        root = (view.turn @ (ray * depth[:, None])[..., None])[..., 0]
+        log_sd = self.spread(x.detach()).to(rays) + self.log_sd_scale
+        with torch.autocast(rays.device.type, enabled=False):
+            local = matrix_from_6d((self.usual + mean[:, :96]).reshape(-1, 16, 6))
+            rotations = torch.cat([view.turn[:, None] @ local[:, :1], local[:, 1:]], 1)
+            bearing = mean[:, 106:108] * view.scale[:, None]
+            depth = USUAL_SIZE * (mean[:, 108] - log_scale).exp()
+            ray = torch.cat([bearing, torch.ones_like(bearing[:, :1])], 1)
+            root = (view.turn @ (ray * depth[:, None])[..., None])[..., 0]
         return Lifted(rotations, mean_betas + mean[:, 96:106], root, log_sd)

@@ -25,6 +25,7 @@ from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
 from handloop.loop.log import RunLog, read_log
+from handloop.loop.ranks import Ranks
 from handloop.loop.schedule import learning_rate
 from handloop.loop.train import LoopTraining, Progress
 from handloop.loop.verify import verify
@@ -72,10 +73,10 @@ def train(folder: Path, data: HandData, config: LoopConfig, stop_after: int = -1
 def everything(training: LoopTraining, content: Content) -> tuple[Any, ...]:
     """All that must be the same: weights, their mean, the optimiser's moments, random state, fits, log, prior."""
     lines = [{k: v for k, v in line.items() if not k.startswith("seconds")} for line in read_log(training.folder)]
-    optimiser = training.optimiser.state_dict()["state"]
+    optimiser = training.learner.optimiser.state_dict()["state"]
     return (
-        [t.tolist() for t in training.network.state_dict().values()],
-        [t.tolist() for t in training.mean.state_dict().values()],
+        [t.tolist() for t in training.learner.network.state_dict().values()],
+        [t.tolist() for t in training.learner.mean.state_dict().values()],
         [t.tolist() for group in optimiser.values() for t in group.values()],
         training.generator.get_state().tolist(),
         training.memory.prior.means.tolist(),
@@ -126,7 +127,7 @@ def test_the_loop_learns_the_hands(tmp_path: Path) -> None:
 
     def angle() -> float:
         with torch.no_grad():
-            out = training.network(given.rays, given.conf, hands.offsets, hands.mean_betas)
+            out = training.learner.network(given.rays, given.conf, hands.offsets, hands.mean_betas)
         trace = (out.rotations.mT @ hands.rotations).diagonal(dim1=-2, dim2=-1).sum(-1)
         return float(((trace - 1) / 2).clamp(-1, 1).arccos().mean())
 
@@ -298,7 +299,7 @@ def test_learning_rate() -> None:
 def test_a_training_that_diverges_stops(tmp_path: Path, data: HandData) -> None:
     training = LoopTraining(tmp_path, data, embedded_hand(), TINY)
     with torch.no_grad():
-        training.network.mean.bias.fill_(float("nan"))
+        training.learner.network.mean.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="step 1 is not finite; lower learning_rate"):
         training.run()
     training.close()
@@ -308,7 +309,7 @@ def test_biomechanical_losses_are_optional(tmp_path: Path, data: HandData) -> No
     """They change what is learned, and cost something where hands are impossible."""
     plain = train(tmp_path / "a", data, replace(TINY, mode="off", steps=2))
     held = train(tmp_path / "b", data, replace(TINY, mode="off", steps=2, biomechanics=BiomechanicalWeights(1, 1, 1)))
-    assert not torch.equal(plain.network.mean.weight, held.network.mean.weight)
+    assert not torch.equal(plain.learner.network.mean.weight, held.learner.network.mean.weight)
     lines = [read_log(training.folder)[-1]["loss"] for training in (plain, held)]
     assert lines[1] > lines[0]
     for training in (plain, held):
@@ -317,7 +318,7 @@ def test_biomechanical_losses_are_optional(tmp_path: Path, data: HandData) -> No
 
 def test_the_log_drops_half_lines_later_lines_and_what_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 2, "a": 1}\n{"step": 4, "a": 2}\n{"step": 6, "a"')
-    log = RunLog(tmp_path, last_step=3)
+    log = RunLog(tmp_path, 3, Ranks.alone())
     log.add({"x": 1.0, "y": math.nan})
     log.add({"x": 3.0})
     log.write(5, {"z": math.inf, "w": "text"})

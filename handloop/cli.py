@@ -76,6 +76,19 @@ class FitCommand(KeypointCommand):
     start: Path | None = None
     """npz of another network's hands (HaMeR, WiLoR, MANO's names) to start from besides the usual starts; rows are
     matched by id, else by order."""
+    engine: Literal["local", "ray"] = "local"
+    """ray fits in shards, with one process per CPU of this machine or of a cluster; for millions of hands
+    (docs/bulk.md). A rerun does only what is missing or has changed. Inputs may be text files with one path per line."""
+    shards: Literal["npz", "parquet"] = "npz"
+    """With --engine ray: what each shard is written as."""
+    shard_hands: int = 20_000
+    """With --engine ray: hands in a shard, at most and roughly."""
+    merge: Literal["auto", "yes", "no"] = "auto"
+    """With --engine ray: also join the shards into results.npz; auto does up to 200,000 hands in npz."""
+    workers: int | None = None
+    """With --engine ray: processes; without it, one per CPU."""
+    address: str | None = None
+    """With --engine ray: a running cluster's address, as `ray start` says it; else RAY_ADDRESS, or this machine."""
 
 
 @dataclass(frozen=True)
@@ -492,6 +505,10 @@ def main(argv: list[str] | None = None) -> int:
 
         if isinstance(command, PredictCommand):
             return run_predict(command, command.weights, command.boxes, command.refine)
+        if command.engine == "ray":
+            from handloop.bulk.job import run_bulk
+
+            return run_bulk(command)
         return run_fit(command, command.start)
     except HandloopError as error:
         print(f"handloop: {error}", file=sys.stderr)

@@ -80,20 +80,12 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
         raise InputError(
             "no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out"
         )
-    recipe = _with_options(recipe, command)
+    recipe = with_options(recipe, command)
     device = pick_device(command.device)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     prior = None if command.prior is None else load_prior(command.prior)
     models = hand_models(command.mano, device, dtype, command.layout, prior)
-    options = ReadOptions(
-        command.format,
-        command.image_size,
-        command.hand,
-        command.mediapipe_handedness,
-        command.scale,
-        command.images,
-        command.min_conf,
-    )
+    options = read_options(command)
     box = None
     with console.status("reading keypoints"):
         if isinstance(start, PictureStart):
@@ -108,7 +100,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
     check_camera(camera)
     keypoints = read.keypoints
     length = None if command.hand_length is None else hand_lengths(command.hand_length, len(keypoints))
-    notes = [*read.notes, *camera_notes, *_model_notes(models)]
+    notes = [*read.notes, *camera_notes, *model_notes(models)]
     _say_what_was_read(console, read, notes)
     out = command.out
     try:
@@ -117,7 +109,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
         raise InputError(
             f"the folder {out} for the results cannot be made ({error.strerror}); name another."
         ) from error
-    _clear_earlier(out)
+    clear_earlier(out)
     if device.type == "cpu":
         from handloop.compiler import ensure_compiled
 
@@ -181,7 +173,21 @@ def choose_camera(command: KeypointCommand, read: ReadResult) -> tuple[Camera, l
     return camera, notes
 
 
-def _with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
+def read_options(command: KeypointCommand) -> ReadOptions:
+    """What the command says that the files do not."""
+    return ReadOptions(
+        command.format,
+        command.image_size,
+        command.hand,
+        command.mediapipe_handedness,
+        command.scale,
+        command.images,
+        command.min_conf,
+    )
+
+
+def with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
+    """The recipe with the command's noise and focal length."""
     if command.noise is not None:
         recipe = replace(recipe, noise_px=command.noise)
     if command.joint_noise is not None:
@@ -193,7 +199,7 @@ def _with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
     return recipe
 
 
-def _clear_earlier(out: Path) -> None:
+def clear_earlier(out: Path) -> None:
     """Remove what an earlier run wrote, so that a page or a mesh of other hands is never taken for this run's.
 
     Only in a folder whose summary is ours, and only files of the kinds a run writes.
@@ -339,7 +345,8 @@ def _write_pictures(
             )
 
 
-def _model_notes(models: HandModels) -> list[str]:
+def model_notes(models: HandModels) -> list[str]:
+    """What a user should know about the hand models."""
     right, left = models.pair.right, models.pair.left
     notes = list(dict.fromkeys([*right.notes, *left.notes]))
     if not right.licensed:

@@ -77,8 +77,8 @@ class FitCommand(KeypointCommand):
     """npz of another network's hands (HaMeR, WiLoR, MANO's names) to start from besides the usual starts; rows are
     matched by id, else by order."""
     engine: Literal["local", "ray"] = "local"
-    """ray fits in shards, with one process per CPU of this machine or of a cluster; for millions of hands
-    (docs/bulk.md). A rerun does only what is missing or has changed. Inputs may be text files with one path per line."""
+    """ray fits millions of hands in shards, with one process per CPU of this machine or of a cluster (docs/bulk.md);
+    a rerun does only what is missing or has changed. Inputs may be text files with one path per line."""
     shards: Literal["npz", "parquet"] = "npz"
     """With --engine ray: what each shard is written as."""
     shard_hands: int = 20_000

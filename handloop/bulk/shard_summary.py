@@ -20,7 +20,7 @@ from handloop.formats.result_shards import put_whole
 _BINS = 100
 """Bins per factor e: a median over a whole run is exact to half a percent."""
 LISTED = 1000
-"""Hands that a summary names of each kind, and files that a run's names; counts are complete, and the results say all."""
+"""Hands of each kind that a summary names, and files that a run's names; counts are complete, results say all."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from handloop.cli import KeypointCommand
 
 TRIES = 3
-"""Times that a shard is begun before it is given up: a machine may fail under it twice, a third time it is the cause."""
+"""Times that a shard is begun before it is given up: a machine may fail twice under it, but hardly a third time."""
 
 _ATTEMPTS = "attempts"
 

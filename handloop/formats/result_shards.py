@@ -123,10 +123,13 @@ def join_shards(shards: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray
     # A shard without hands says nothing that others do not, and need not fit to them.
     full = [shard for shard in shards if len(shard["id"])] or list(shards[:1])
     width = max((shard["distortion"].shape[1] for shard in full if "distortion" in shard), default=0)
+    # The keys stand as in a plain run's file, which some shard's may lack.
+    keys = max((list(shard) for shard in full), key=len)
     if width:
         full = [{**shard, "distortion": _widened(shard, width)} for shard in full]
     merged = merge_arrays(full)
-    return {**merged, "id": np.array(unique_ids(merged["id"].tolist()), dtype=np.str_)}
+    merged["id"] = np.array(unique_ids(merged["id"].tolist()), dtype=np.str_)
+    return {key: merged[key] for key in keys}
 
 
 def _widened(shard: Mapping[str, np.ndarray], width: int) -> np.ndarray:

@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -69,24 +68,23 @@ def main() -> None:
         write_hands(folder / "hands.npz", args.hands, args.seed)
         shared = (str(folder / "hands.npz"), "--device", "cpu", "--report-hands", "0")
         clock, used = run(*shared, "--out", str(folder / "plain"))
-        print(f"plain, 1 thread: {args.hands} hands in {clock:.1f} s ({used:.1f} s of processor), {args.hands / clock:.0f}/s")
+        print(f"plain, 1 thread: {args.hands} hands in {clock:.1f} s, {args.hands / used:.0f} per second of processor")
         plain = dict(np.load(folder / "plain" / "results.npz"))
         for kind in ("npz", "parquet"):
             out = folder / kind
             command = (*shared, "--out", str(out), "--engine", "ray", "--workers", str(args.workers))
             command = (*command, "--shard-hands", str(args.shard_hands), "--shards", kind, "--merge", "no")
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            clock, _ = run(*command)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            clock, driver = run(*command)
             shards = [json.loads(path.read_text()) for path in (out / "shards").glob("*.json") if path.stem != "run"]
-            inside = sum(shard["seconds"] for shard in shards)
-            size = sum(shard["size"] for shard in shards)
+            inside, used = (sum(shard[key] for shard in shards) for key in ("seconds", "cpu_seconds"))
             print(
-                f"ray, {args.workers} workers, {len(shards)} shards of {kind}: {clock:.1f} s, {args.hands / clock:.0f}/s; "
-                f"{inside:.1f} s inside shards ({args.hands / inside:.0f} hands/s per worker, reading and writing "
-                f"included), {clock - inside / args.workers:.1f} s for starting, handing out and adding up; "
-                f"{after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.1f} s of processor in children; "
-                f"{size / args.hands:.0f} bytes per hand"
+                f"ray, {args.workers} workers, {len(shards)} shards of {kind}: {clock:.1f} s, of which "
+                f"{clock - inside / args.workers:.1f} s to start, hand out and add up"
+            )
+            print(
+                f"    {args.hands / used:.0f} hands per second of a worker's processor, reading and writing included; "
+                f"{driver:.1f} s of the driver's; {sum(shard['size'] for shard in shards) / args.hands:.0f} bytes per "
+                f"hand; at most {max(shard['peak_mb'] for shard in shards)} MB in a worker"
             )
             keys = different(plain, read_shards(out / "shards"))
             print(f"    the same bytes as the plain command: {'yes' if not keys else 'NO, ' + ', '.join(keys)}")

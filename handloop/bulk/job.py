@@ -29,7 +29,7 @@ from handloop.core.results import save_npz, write_text
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats.options import ReadOptions
-from handloop.formats.result_shards import ShardIndex, read_shards
+from handloop.formats.result_shards import UNFINISHED, ShardIndex, read_shards
 from handloop.job import clear_earlier, model_notes, read_options, with_options
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _settings(command: FitCommand, recipe: Recipe, models: HandModels, options: 
 
 def _clear_traces(shards: Path) -> None:
     """Remove half-written files and counted tries of a run that ended early."""
-    for path in shards.glob(".*"):
+    for path in shards.glob(UNFINISHED):
         path.unlink(missing_ok=True)
     for path in attempts_folder(shards).iterdir():
         path.unlink(missing_ok=True)
@@ -244,7 +244,9 @@ def _say_what_came_out(
         console.print(f"problem: {line}", style="red", markup=False)
     if len(wrong) > _SHOWN:
         more = len(named) + run.problems_count - _SHOWN
-        console.print(f"{more} more problems are in {out / 'summary.json'} and in shards/*.json.", style="red")
+        console.print(
+            f"{more} more problems are in {out / 'summary.json'} and in shards/*.json.", style="red", markup=False
+        )
     console.print(f"{run.fitted} of {run.hands} hands fitted; this run took {seconds:.1f} s.")
     if run.doubtful:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in list(run.doubts.items())[:3])

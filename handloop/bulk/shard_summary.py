@@ -36,8 +36,12 @@ class ShardSummary:
     """The files, in short."""
     seconds: float
     """From its first file's reading to its writing."""
+    cpu_seconds: float
+    """Of the processor, in the same time."""
     node: str
     """Name of the machine."""
+    peak_mb: int
+    """Most memory that the worker had taken until then, MB."""
     hands: int
     fitted: int
     left: int
@@ -73,7 +77,8 @@ class ShardSummary:
     def of(
         cls, key: str, file: Path, inputs: str, result: FitResult, read: ReadResult, notes: list[str]
     ) -> ShardSummary:
-        """The summary of results that were written to `file`; `seconds` and `node` are left open."""
+        """The summary of results that were written to `file`; what the worker
+        alone knows (`seconds`, `cpu_seconds`, `node`, `peak_mb`) is left open."""
         fitted = result.fitted()
         done = fitted & torch.isfinite(result.rms_px)
         relative = result.rms_px / result.keypoints.box_size().clamp(min=1e-9)
@@ -87,7 +92,9 @@ class ShardSummary:
             size=file.stat().st_size,
             inputs=inputs,
             seconds=0.0,
+            cpu_seconds=0.0,
             node="",
+            peak_mb=0,
             hands=len(result),
             fitted=int(fitted.sum()),
             left=int((~result.keypoints.is_right).sum()),

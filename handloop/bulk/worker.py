@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import resource
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -120,7 +121,7 @@ class ShardWorker:
         return Outcome(shard.key, "", True, False)
 
     def _fit(self, shard: Shard, models: HandModels) -> None:
-        order, started = self._order, time.monotonic()
+        order, started, used = self._order, time.monotonic(), time.process_time()
         changed = [file.path for file in shard.files if not file.is_there()]
         if changed:
             raise NodeError(
@@ -140,8 +141,14 @@ class ShardWorker:
         write_shard(file, result.arrays(), order.kind)
         told = [] if shard.part else [*read.notes, *notes]
         summary = ShardSummary.of(shard.key, file, shard.label(), result, read, told)
-        seconds = round(time.monotonic() - started, 3)
-        replace(summary, seconds=seconds, node=platform.node()).save(Path(order.shards))
+        summary = replace(
+            summary,
+            seconds=round(time.monotonic() - started, 3),
+            cpu_seconds=round(time.process_time() - used, 3),
+            node=platform.node(),
+            peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        )
+        summary.save(Path(order.shards))
 
     def _read(self, shard: Shard) -> ReadResult:
         """The hands of all files of the shard; a file that is cut into parts is kept for the next one."""

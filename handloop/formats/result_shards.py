@@ -20,6 +20,9 @@ from handloop.formats.parquet import read_parquet, write_parquet
 ShardKind = Literal["npz", "parquet"]
 """What a shard is written as."""
 
+UNFINISHED = ".*.partial-*"
+"""Pattern of the files that are being written, or were when their writer was killed."""
+
 _INDEX = "run.json"
 
 
@@ -68,7 +71,7 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray], kind: ShardKind) -
 
 def put_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file under a hidden name of its own, and rename it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    temporary = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:12]}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -160,11 +160,31 @@ def test_the_folder_of_shards_is_evaluated_and_exported(
     np.savez(tmp_path / "truth.npz", joints_3d=results["keypoints_3d"], id=results["id"])
     assert main(["eval", str(tmp_path), str(tmp_path / "truth.npz")]) == 0
     assert "303" in capsys.readouterr().out
-    # Nothing is missing: this run starts no worker, and takes away what is not of this run.
-    (tmp_path / "shards" / "other.npz").write_bytes(b"x")
+    export = ["export", str(tmp_path), "--format", "ho3d", "--out", str(tmp_path / "pred.json")]
+    assert main(export) == 0 and "303 hands" in capsys.readouterr().err
+
+
+def test_a_run_with_nothing_to_do_takes_away_what_is_not_its_own(
+    story: Story, many_hands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(story.out / "shards", tmp_path / "shards")
     before = shards_in(tmp_path)
-    index = json.loads((tmp_path / "shards" / "run.json").read_text())
-    assert sorted(before) == sorted(index["keys"])
+    stray = [tmp_path / "shards" / name for name in ("other.npz", "other.json", ".x.npz.partial-0")]
+    for path in stray:
+        path.write_bytes(b"{}")
+    args = ["fit", str(many_hands), "--out", str(tmp_path), "--engine", "ray", "--shard-hands", "12"]
+    assert main([*args, "--merge", "no"]) == 1
+    assert "1 shards of earlier inputs or settings were removed" in capsys.readouterr().err
+    assert shards_in(tmp_path) == before and not any(path.exists() for path in stray)
+    assert not (tmp_path / "results.npz").exists()
+
+
+def test_without_ray_it_says_what_to_install(
+    many_hands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["fit", str(many_hands), "--out", str(tmp_path), "--engine", "ray"]) == 2
+    assert "pip install 'handloop[ray]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

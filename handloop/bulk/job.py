@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from handloop._version import __version__
-from handloop.api import hand_models
+from handloop.api import hand_lengths, hand_models
 from handloop.bulk.plan import Plan, Shard, make_plan
 from handloop.bulk.pool import run_shards
 from handloop.bulk.shard_summary import RunSummary, ShardSummary, summarise
@@ -29,8 +29,9 @@ from handloop.core.results import save_npz, write_text
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats.options import ReadOptions
+from handloop.formats.read import read_files
 from handloop.formats.result_shards import UNFINISHED, ShardIndex, read_shards
-from handloop.job import clear_earlier, model_notes, read_options, with_options
+from handloop.job import choose_camera, clear_earlier, model_notes, read_options, with_options
 
 if TYPE_CHECKING:
     from handloop.cli import FitCommand
@@ -56,6 +57,10 @@ def run_bulk(command: FitCommand) -> int:
     mano = command.mano or os.environ.get("HANDLOOP_MANO") or None
     models = hand_models(mano, torch.device("cpu"), torch.float64, command.layout, command.prior)
     options = read_options(command)
+    # Options that no hand could be fitted with are refused here, not by every worker.
+    choose_camera(command, read_files((), options))
+    if command.hand_length is not None:
+        hand_lengths(command.hand_length, 1)
     with console.status("looking at the files"):
         settings = _settings(command, recipe, models, options)
         plan = make_plan(command.inputs, options, settings, command.shard_hands)

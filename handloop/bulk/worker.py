@@ -19,7 +19,7 @@ from handloop.api import check_camera, hand_lengths, hand_models, lifter_proposa
 from handloop.bulk.plan import Shard, ShardFile
 from handloop.bulk.shard_summary import ShardSummary
 from handloop.core.camera import Camera
-from handloop.core.errors import HandloopError
+from handloop.core.errors import HandloopError, InputError
 from handloop.core.results import FitResult, merge_arrays
 from handloop.fitting.fit import fit_keypoints
 from handloop.fitting.problem import HandModels
@@ -116,7 +116,8 @@ class ShardWorker:
         try:
             self._fit(shard, self._models)
         except Exception as error:  # A shard that fails must not end the others.
-            return Outcome(shard.key, _sentence(error), begun >= TRIES, False)
+            # What is wrong with the inputs or options stays wrong.
+            return Outcome(shard.key, _sentence(error), begun >= TRIES or isinstance(error, InputError), False)
         count.unlink(missing_ok=True)
         return Outcome(shard.key, "", True, False)
 

@@ -194,6 +194,8 @@ def test_without_ray_it_says_what_to_install(
         (["--start", "x.npz"], "--engine ray takes no --start"),
         (["--device", "cuda"], "--engine ray fits on CPUs"),
         (["--workers", "0"], "numbers from 1 on"),
+        (["--focal", "500", "--fov", "60"], "give one of them"),
+        (["--hand-length", "5"], "outside 50 to 400 mm"),
     ],
 )
 def test_what_a_bulk_run_has_no_place_for(

@@ -92,6 +92,12 @@ def test_a_file_that_changes_fails_its_shard_until_it_is_given_up(tmp_path: Path
     assert ShardSummary.load(Path(order.shards), broken.key) is None
 
 
+def test_a_shard_that_no_try_can_fit_is_given_up_at_once(tmp_path: Path) -> None:
+    plan, order = prepared(one_hand(tmp_path / "in"), tmp_path / "out")
+    outcome = ShardWorker(replace(order, command=replace(order.command, focal=500.0))).fit(plan.shards[0])
+    assert outcome.final and not outcome.stop and "--focal needs the image size" in outcome.error
+
+
 def test_a_machine_that_cannot_take_part_stops_the_run(tmp_path: Path) -> None:
     plan, order = prepared(one_hand(tmp_path / "in"), tmp_path / "out")
     shard: Shard = plan.shards[0]

@@ -74,12 +74,17 @@ def main() -> None:
             out = folder / kind
             command = (*shared, "--out", str(out), "--engine", "ray", "--workers", str(args.workers))
             command = (*command, "--shard-hands", str(args.shard_hands), "--shards", kind, "--merge", "no")
+            began = time.time()
             clock, driver = run(*command)
-            shards = [json.loads(path.read_text()) for path in (out / "shards").glob("*.json") if path.stem != "run"]
+            paths = [path for path in (out / "shards").glob("*.json") if path.stem != "run"]
+            shards = [json.loads(path.read_text()) for path in paths]
+            ends = [path.stat().st_mtime for path in paths]
+            first = min(end - shard["seconds"] for end, shard in zip(ends, shards, strict=True))
             inside, used = (sum(shard[key] for shard in shards) for key in ("seconds", "cpu_seconds"))
+            between = args.workers * (max(ends) - first) - inside
             print(
                 f"ray, {args.workers} workers, {len(shards)} shards of {kind}: {clock:.1f} s, of which "
-                f"{clock - inside / args.workers:.1f} s to start, hand out and add up"
+                f"{first - began:.1f} s until the first shard began; workers were idle for {between / len(shards):.2f} s per shard"
             )
             print(
                 f"    {args.hands / used:.0f} hands per second of a worker's processor, reading and writing included; "

@@ -84,7 +84,8 @@ def main() -> None:
             between = args.workers * (max(ends) - first) - inside
             print(
                 f"ray, {args.workers} workers, {len(shards)} shards of {kind}: {clock:.1f} s, of which "
-                f"{first - began:.1f} s until the first shard began; workers were idle for {between / len(shards):.2f} s per shard"
+                f"{first - began:.1f} s until the first shard began; workers were idle for "
+                f"{between / len(shards):.2f} s per shard"
             )
             print(
                 f"    {args.hands / used:.0f} hands per second of a worker's processor, reading and writing included; "

@@ -47,12 +47,7 @@ class PictureStart:
         else:
             read = read_keypoints(inputs, options)
             box = read.keypoints.box()
-        lacking = [name for name, path in zip(read.keypoints.ids, read.keypoints.image, strict=True) if not path]
-        if lacking:
-            raise InputError(
-                f"{len(lacking)} hands come without a picture, which an image regressor looks at; the first is "
-                f"{lacking[0]!r}. Give the pictures' folder with --images."
-            )
+        check_pictures(read.keypoints)
         return read, square_box(box, MARGIN)
 
     def propose(
@@ -88,6 +83,16 @@ class PictureStart:
         at = torch.tensor(kept)
         read = replace(read, keypoints=read.keypoints.select(at), problems=(*read.problems, *problems))
         return read, camera.select(at), joined(proposals)
+
+
+def check_pictures(keypoints: Keypoints) -> None:
+    """Raise InputError where hands come without a picture."""
+    lacking = [name for name, path in zip(keypoints.ids, keypoints.image, strict=True) if not path]
+    if lacking:
+        raise InputError(
+            f"{len(lacking)} hands come without a picture, which an image regressor looks at; the first is "
+            f"{lacking[0]!r}. Give the pictures' folder with --images."
+        )
 
 
 def crop(

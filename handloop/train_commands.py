@@ -107,14 +107,15 @@ class TrainLifter:
 
 @dataclass(frozen=True)
 class TrainLoop:
-    """Let a lifter and the fits of your keypoints improve each other, without 3D labels (docs/training.md)."""
+    """Let a network and the fits of your keypoints improve each other, without 3D labels (docs/training.md)."""
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Keypoint files or folders of them, as for `fit`. True joints in them (joints_3d of an npz) are used."""
+    """Keypoint files or folders of them, as for `fit`. True joints in them (joints_3d of an npz) are used. To train on
+    pictures (--config image-loop): such files with their pictures, folders of data sets or of `handloop synth`."""
     out: Path
     """Folder of the run, on a local disk; made if missing."""
     config: str = "lifter-loop"
-    """A preset (lifter-loop, lifter-synthetic), or a JSON or TOML file of what differs from one."""
+    """A preset (lifter-loop, lifter-synthetic, image-loop), or a JSON or TOML file of what differs from one."""
     mode: Literal["in_loop", "static", "off"] | None = None
     """in_loop fits while it learns, static once before, off never. Without it: what the configuration says."""
     steps: int | None = None
@@ -136,13 +137,20 @@ class TrainLoop:
     prior: Path | None = None
     """Pose prior to start with, as learned by `handloop prior`; without it, the poses inside the hand model."""
     weights: Path | None = None
-    """Lifter to start with; without it, the package's own, which knows the embedded hand."""
+    """Network to start with; without it, the package's own lifter, which knows the embedded hand, or for pictures one
+    that knows nothing."""
     fresh: bool = False
     """Start with a network that knows nothing, in place of a lifter."""
     limits: Path | None = None
     """Limits of `handloop limits` for the biomechanical losses, where the configuration asks for these."""
     device: str = "cpu"
     """Where the network is: auto, cpu, cuda. The fits are made on the CPU; a GPU pays with large batches."""
+    images: Path | None = None
+    """For pictures: their folder, for keypoint files that lie elsewhere."""
+    split: str | None = None
+    """For pictures: only this part of the data sets."""
+    workers: int = 1
+    """For pictures: processes that prepare them; 0 for none besides the training. The result does not depend on it."""
     resume: bool = False
     """Go on with an interrupted run of the same data and settings."""
 

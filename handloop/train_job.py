@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,19 +19,22 @@ from handloop.core.camera import Camera
 from handloop.core.errors import InputError
 from handloop.core.layout import KeypointLayout
 from handloop.fitting.learn_layout_2d import learn_from_keypoints
-from handloop.formats import ReadOptions, ReadResult, read_camera, read_keypoints
+from handloop.formats import Problem, ReadOptions, ReadResult, read_camera, read_keypoints
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
+from handloop.image_loop_job import open_inputs
 from handloop.loop import train_lifter
 from handloop.loop.config import LoopConfig, read_config
 from handloop.loop.hand_data import HandData
+from handloop.loop.image_loop import ImageLoop, data_of
 from handloop.loop.ranks import Ranks, refuse_several
+from handloop.loop.run import Progress as LoopProgress
 from handloop.loop.run_report import write_run_report
 from handloop.loop.train import LoopTraining
-from handloop.loop.train import Progress as LoopProgress
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
+from handloop.priors.mixture import PosePriorModel
 from handloop.priors.prior_file import load_prior
-from handloop.regressors.lifter import Lifter
+from handloop.regressors.image import ImageRegressor
 from handloop.regressors.network import NetworkSize
 from handloop.train_commands import checkpoint_of
 
@@ -93,20 +98,13 @@ def run_train_loop(command: TrainLoop) -> int:
         torch.cuda.set_device(device)
     # One of the processes speaks for all.
     console = Console(stderr=True, highlight=False, quiet=not ranks.first)
-    pair, lifter = load_hand(command.mano), _lifter_of(command)
-    with console.status("reading keypoints"):
-        read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
-    for problem in read.problems:
-        console.print(f"problem: {problem.path}: {problem.message}", style="red", markup=False)
-    camera = _camera_of(command, read, console)
-    data = HandData.of(read.keypoints, camera, read.truth_joints, config.held_out)
-    prior = None if command.prior is None else load_prior(command.prior)
-    limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
-    if ranks.local_rank == 0:
-        ensure_compiled()
-    ranks.wait()
-    layout = _shared_layout(command, data, pair, console, ranks)
-    training = LoopTraining(command.out, data, pair, config, lifter, layout, prior, limits, ranks=ranks, device=device)
+    pair = load_hand(command.mano)
+    training: LoopTraining | ImageLoop
+    if config.image is None:
+        training, problems = _on_keypoints(command, config, pair, console, ranks, device)
+    else:
+        training, problems = _on_pictures(command, config, pair, console, ranks, device)
+    data = training.data
     together = "" if ranks.n == 1 else f" on {ranks.n} processes"
     console.print(
         f"{len(data.train)} hands to learn from, {len(data.held_out)} held out; step {training.step} of {config.steps}"
@@ -121,17 +119,71 @@ def run_train_loop(command: TrainLoop) -> int:
         training.close()
     ranks.close()
     out = command.out
+    lifter = f"KEYPOINTS --weights {out}/lifter.safetensors --layout {out}/layout.json"
+    use = lifter if config.image is None else f"PICTURES --weights {out}/weights.safetensors"
     console.print(
         f"done in {minutes:.1f} min; {out / 'report.html'} shows how it went. Use what was learned with:\n"
-        f"  handloop predict KEYPOINTS --weights {out}/lifter.safetensors --layout {out}/layout.json --out OUT\n"
+        f"  handloop predict {use} --out OUT\n"
         f"  handloop fit KEYPOINTS --prior {out}/prior.npz --layout {out}/layout.json --out OUT",
         markup=False,
         soft_wrap=True,
     )
-    return 1 if read.problems else 0
+    return 1 if problems else 0
 
 
-def _train_loop(training: LoopTraining, console: Console) -> float:
+def _on_keypoints(
+    command: TrainLoop, config: LoopConfig, pair: HandPair, console: Console, ranks: Ranks, device: torch.device
+) -> tuple[LoopTraining, int]:
+    """The run, and how many files could not be used."""
+    if command.images is not None or command.split is not None:
+        raise InputError("--images and --split are for pictures; give a configuration for them: --config image-loop")
+    weights = _start_of(command)
+    lifter = None if command.fresh else pick_lifter(weights)
+    with console.status("reading keypoints"):
+        read = read_keypoints(command.inputs, ReadOptions(side=command.hand))
+    _say(read.problems, console)
+    data = HandData.of(read.keypoints, _camera_of(command, read, console), read.truth_joints, config.held_out)
+    learned = _learned(command, data, pair, console, ranks)
+    training = LoopTraining(command.out, data, pair, config, lifter, *learned, ranks=ranks, device=device)
+    return training, len(read.problems)
+
+
+def _on_pictures(
+    command: TrainLoop, config: LoopConfig, pair: HandPair, console: Console, ranks: Ranks, device: torch.device
+) -> tuple[ImageLoop, int]:
+    """The run, and how many files could not be used."""
+    if ranks.n > 1:
+        raise InputError(f"{ranks.n} processes were started; a run on pictures is one, start it without torchrun.")
+    if not 0 <= command.workers <= 256:
+        raise InputError(f"{command.workers} workers were asked for, expected 0 to 256.")
+    weights = _start_of(command)
+    start = None if weights is None else ImageRegressor.load(weights, pair)
+    with console.status("reading labels"):
+        source, problems = open_inputs(command, pair, lambda read: _camera_of(command, read, console))
+    _say(problems, console)
+    learned = _learned(command, data_of(source, config.held_out), pair, console, ranks)
+    training = ImageLoop(command.out, source, pair, config, start, *learned, device=device, workers=command.workers)
+    return training, len(problems)
+
+
+def _say(problems: Sequence[Problem], console: Console) -> None:
+    for problem in problems:
+        console.print(f"problem: {problem.path}: {problem.message}", style="red", markup=False)
+
+
+def _learned(
+    command: TrainLoop, data: HandData, pair: HandPair, console: Console, ranks: Ranks
+) -> tuple[KeypointLayout | None, PosePriorModel | None, BiomechanicalLimits | None]:
+    """What was learned before: layout, prior, limits."""
+    prior = None if command.prior is None else load_prior(command.prior)
+    limits = None if command.limits is None else BiomechanicalLimits.load(command.limits)
+    if ranks.local_rank == 0:
+        ensure_compiled()
+    ranks.wait()
+    return _shared_layout(command, data, pair, console, ranks), prior, limits
+
+
+def _train_loop(training: LoopTraining | ImageLoop, console: Console) -> float:
     """To the end, with a bar; returns the minutes it took."""
     config, started, first = training.config, time.monotonic(), training.step
     per_step = config.batch + config.views + config.synthetic
@@ -198,12 +250,11 @@ def _layout_of(command: TrainLoop, data: HandData, pair: HandPair, console: Cons
     return found.layout
 
 
-def _lifter_of(command: TrainLoop) -> Lifter | None:
-    if command.fresh:
-        if command.weights is not None:
-            raise InputError("--fresh and --weights both say what network to start with; give one of them.")
-        return None
-    return pick_lifter(command.weights)
+def _start_of(command: TrainLoop) -> Path | None:
+    """The weights to start with; None where none are named."""
+    if command.fresh and command.weights is not None:
+        raise InputError("--fresh and --weights both say what network to start with; give one of them.")
+    return command.weights
 
 
 def _bar(console: Console) -> Progress:

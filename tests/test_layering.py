@@ -35,6 +35,7 @@ TOP = {
     "commands",
     "doctor",
     "evaluation_job",
+    "image_loop_job",
     "job",
     "job_messages",
     "layout_job",

@@ -119,6 +119,19 @@ class Camera:
             None if self.known is None else self.known[index],
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Camera]) -> Camera:
+        """Cameras of at least one set behind each other; those without distortion get coefficients of zero if others
+        have some."""
+        focal, princpt = (torch.cat([getattr(part, name) for part in parts]) for name in ("focal", "princpt"))
+        dist, width = None, max(0 if part.dist is None else part.dist.shape[1] for part in parts)
+        if width:
+            dist = torch.zeros(len(focal), width).to(focal)
+            for rows, part in zip(torch.arange(len(focal)).split([len(part) for part in parts]), parts, strict=True):
+                if part.dist is not None:
+                    dist[rows, : part.dist.shape[1]] = part.dist
+        return cls(focal, princpt, dist, torch.cat([part.is_known() for part in parts]))
+
     def project(self, points_cam: Tensor) -> Tensor:
         """(N, P, 3) m, camera frame, to (N, P, 2) px, distortion included. Points behind the camera give NaN."""
         z = points_cam[..., 2:]

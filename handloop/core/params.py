@@ -60,6 +60,11 @@ class HandParams:
         sign = torch.tensor([1.0, -1.0, -1.0], dtype=self.hand_pose.dtype, device=self.hand_pose.device)
         return HandParams(self.global_orient * sign, self.hand_pose * sign.repeat(15), self.betas, self.transl * -sign)
 
+    def as_right(self, is_right: Tensor) -> HandParams:
+        """(B,) bool sides: right hands as they are, left ones mirrored; called again, it brings them back."""
+        pairs = zip(self.tensors(), self.mirrored().tensors(), strict=True)
+        return HandParams(*(torch.where(is_right[:, None], same, mirrored) for same, mirrored in pairs))
+
     def rotation_matrices(self) -> Tensor:
         """(B, 16, 3, 3): the wrist's rotation, then the 15 absolute joint rotations (as in HaMeR, MANOLayer)."""
         pose = torch.cat([self.global_orient, self.hand_pose], 1)

@@ -34,9 +34,7 @@ def proposal_of(out: Lifted, kinematics: Kinematics, is_right: Tensor, camera: C
     """
     rotations, betas, root = (t.detach().double().cpu() for t in (out.rotations, out.betas, out.root))
     transl = root - kinematics.root_offset(betas.to(kinematics.joints)).double().cpu()
-    right = HandParams.from_rotation_matrices(rotations, betas, transl)
-    pairs = zip(right.tensors(), right.mirrored().tensors(), strict=True)
-    params = HandParams(*(torch.where(is_right[:, None], a, b) for a, b in pairs))
+    params = HandParams.from_rotation_matrices(rotations, betas, transl).as_right(is_right)
     return Proposal.without_opinion(params, is_right, camera)
 
 
@@ -78,7 +76,7 @@ def with_fits(
     """
     bare = without_labels(data, rows, layout)
     mean_betas = bare.hands.mean_betas
-    params = _canonical(fits)
+    params = fits.params.as_right(fits.is_right)
     betas = params.betas.float()
     outlier = (betas - mean_betas).abs().amax(1) > trust.max_beta
     good = fits.found & (fits.energy <= trust.max_energy) & (fits.plausible | outlier)
@@ -161,11 +159,6 @@ def joined(parts: list[Supervision]) -> Supervision:
     )
     rest = [f.name for f in fields(Supervision) if f.name != "hands"]
     return Supervision(hands, *(torch.cat([getattr(part, name) for part in parts]) for name in rest))
-
-
-def _canonical(fits: CachedFits) -> HandParams:
-    pairs = zip(fits.params.tensors(), fits.params.mirrored().tensors(), strict=True)
-    return HandParams(*(torch.where(fits.is_right[:, None], a, b) for a, b in pairs))
 
 
 def _source(layout: KeypointLayout, n: int) -> tuple[Tensor, Tensor]:

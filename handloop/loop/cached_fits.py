@@ -237,6 +237,14 @@ class CachedFits:
             conventions=texts,
         )
 
+    def keypoints(self) -> Keypoints:
+        """What they were fitted to."""
+        points = self.keypoints_2d
+        return Keypoints(
+            *(points[..., :2], points[..., 2], self.is_right, self.image_size),
+            *(self.ids, self.source, self.frame, self.image),
+        )
+
     def to_result(self, hand: MeshModel) -> FitResult:
         """The same as a fit gives back, for saving, evaluation and the report.
 
@@ -247,7 +255,6 @@ class CachedFits:
             InputError: a row is missing; select the found ones first.
         """
         camera = self.camera()
-        points = self.keypoints_2d
         return FitResult(
             params=self.params,
             joints=self.joints,
@@ -258,10 +265,7 @@ class CachedFits:
             weakest=self.weakest,
             plausible=self.plausible,
             doubts=self.doubts,
-            keypoints=Keypoints(
-                *(points[..., :2], points[..., 2], self.is_right, self.image_size),
-                *(self.ids, self.source, self.frame, self.image),
-            ),
+            keypoints=self.keypoints(),
             camera=camera,
             keypoints_2d_fit=camera.project(self.keypoints_3d),
             energy=self.energy,

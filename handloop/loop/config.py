@@ -9,14 +9,19 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from handloop.core.augmentation import AugmentOptions
 from handloop.core.errors import FileFormatError, InputError
 from handloop.loop.supervise import LossWeights
 from handloop.losses.biomechanical import BiomechanicalWeights
+from handloop.regressors.image_network import ImageNetworkOptions
 from handloop.regressors.network import NetworkSize
 from handloop.synth.keypoints import SynthOptions
 
 Mode = Literal["in_loop", "static", "off"]
 Precision = Literal["fp32", "bf16"]
+
+_AUGMENT = AugmentOptions(rotation_deg=180, scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
+"""Hands seen from a head turn every way in the picture."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,27 @@ class ViewOptions:
 
 
 @dataclass(frozen=True)
+class ImageOptions:
+    """A network that looks at pictures."""
+
+    network: ImageNetworkOptions = field(default_factory=ImageNetworkOptions)
+    """Of a network that starts from nothing; given weights have their own."""
+    augment: AugmentOptions = _AUGMENT
+    """Of the crops that the network sees. The fits see the pictures as they are."""
+    located: float = 5.0
+    """What an error costs of the points that the network sees in the crop before it thinks of a hand, in halves of the
+    crop."""
+    usual_betas: float = 0.01
+    """Per squared beta of hands without a fit or another label: pulls to the mean shape."""
+
+    def __post_init__(self) -> None:
+        if self.augment.flip != "to-right":
+            raise InputError(f"flip is {self.augment.flip!r}; the network knows right hands only, expected to-right.")
+        if self.located < 0 or self.usual_betas < 0:
+            raise InputError("located or usual_betas is negative, expected 0 or more.")
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """One run. Everything is counted in steps, so that an interruption changes nothing."""
 
@@ -140,6 +166,8 @@ class LoopConfig:
     biomechanics: BiomechanicalWeights | None = None
     """Weights of the losses of Spurr et al. on the predicted hands; None without them, needs limits otherwise."""
     synth: SynthOptions = field(default_factory=SynthOptions)
+    image: ImageOptions | None = None
+    """Trains a network that looks at the hands' pictures; None trains one that takes the keypoints themselves."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("in_loop", "static", "off"):
@@ -154,6 +182,12 @@ class LoopConfig:
                 f"accumulate {self.accumulate} and the precision {self.precision!r} were given, expected 1 or more and "
                 "fp32 or bf16."
             )
+        if self.image is not None and (self.views or self.synthetic or self.batch < 2 or self.accumulate > 1):
+            raise InputError(
+                f"{self.batch} pictures in {self.accumulate} parts, {self.views} views and {self.synthetic} synthetic "
+                "hands per step were asked for; with pictures, expected 2 or more of these in one part, and 0 of the "
+                "others, which are keypoints alone."
+            )
         if self.log_every < 1 or self.save_every < 1:
             raise InputError("log_every and save_every are steps, expected 1 or more.")
         if not 0 <= self.held_out <= 0.5 or not 0 < self.ema < 1:
@@ -163,8 +197,14 @@ class LoopConfig:
 PRESETS: dict[str, LoopConfig] = {
     "lifter-loop": LoopConfig(),
     "lifter-synthetic": LoopConfig(mode="off", batch=0, views=0, synthetic=448),
+    "image-loop": LoopConfig(
+        steps=10_000, batch=64, views=0, synthetic=0, ema=0.998, save_every=500, image=ImageOptions()
+    ),
 }
-"""Configurations by name: the self-improving loop, and the same training on synthetic hands alone."""
+"""Configurations by name: the self-improving loop on keypoints, the same training on synthetic hands alone, the loop
+on pictures."""
+_SECTIONS: dict[str, type] = {"biomechanics": BiomechanicalWeights, "image": ImageOptions}
+"""Settings that may be missing: what they are made of where a file gives some of theirs."""
 
 
 def read_config(name: str | Path) -> LoopConfig:
@@ -210,8 +250,8 @@ def _merged(base: Any, data: Mapping[str, Any], where: str) -> Any:
         if key not in known:
             raise InputError(f"{where}: {key!r} is no setting, expected any of {', '.join(known)}.")
         present, place = getattr(base, key), f"{where}: {key}"
-        if key == "biomechanics" and isinstance(value, dict):
-            present = present or BiomechanicalWeights()
+        if key in _SECTIONS and isinstance(value, dict):
+            present = present or _SECTIONS[key]()
         if is_dataclass(present) and isinstance(value, dict):
             values[key] = _merged(present, value, place)
         else:

@@ -14,9 +14,10 @@ from handloop.hand.mesh import MeshLayer
 from handloop.hand.model import Hand
 from handloop.loop.picture_batches import TrainingBatch
 from handloop.losses.biomechanical import biomechanical_loss
+from handloop.losses.deviations import Groups, deviations_nll, hand_errors
 from handloop.losses.keypoints import points_loss, reprojection_loss, vertices_loss
 from handloop.losses.mask import mask_loss
-from handloop.losses.parameters import betas_loss, gaussian_nll, log_depth_loss, rotation_error, rotation_loss
+from handloop.losses.parameters import betas_loss, log_depth_loss, rotation_loss
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
 from handloop.regressors.image_network import Regressed
 
@@ -115,7 +116,7 @@ class ImageLoss:
                 w.reprojection,
                 lambda: reprojection_loss(_project(points, batch), batch.points, batch.conf, box, cap=2.0),
             ),
-            "located": (w.located, lambda: _located(out, batch, size)),
+            "located": (w.located, lambda: located_loss(out, batch, size)),
             "vertices": (w.vertices, lambda: self._vertices(out, root, batch)),
             "mask": (w.mask, lambda: self._mask(out, root, batch)),
             "biomechanical": (w.biomechanical, lambda: self._biomechanical(points)),
@@ -153,27 +154,13 @@ class ImageLoss:
         return self.mesh.skin_rotations(rotations, betas, root - self.kinematics.root_offset(betas))[0]
 
 
-def errors_of(out: Regressed, root: Tensor, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def errors_of(out: Regressed, root: Tensor, batch: TrainingBatch) -> Groups:
     """Errors (B, groups, components) of rotations, betas, bearing and log depth."""
-    angle = rotation_error(out.rotations, batch.rotations)
-    ours = torch.nn.functional.normalize(root, dim=1)
-    theirs = torch.nn.functional.normalize(batch.root, dim=1)
-    # A small angle as two components across the line of sight.
-    across = torch.linalg.cross(ours, theirs)
-    down = torch.tensor([0.0, 1.0, 0.0]).to(ours).expand_as(ours)
-    first = torch.nn.functional.normalize(torch.linalg.cross(theirs, down), dim=1)
-    second = torch.linalg.cross(theirs, first)
-    bearing = torch.stack([(across * first).sum(1), (across * second).sum(1)], 1)[:, None]
-    depth = (batch.root[:, 2].clamp(min=_NEAREST_M) / root[:, 2]).log()[:, None, None]
-    return angle, (batch.betas - out.betas)[..., None], bearing, depth
+    return hand_errors(out.rotations, out.betas, root, batch.rotations, batch.betas, batch.root)
 
 
-def by_group(log_sd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B, 28) to rotations, betas, bearing and log depth."""
-    return log_sd[:, :16], log_sd[:, 16:26], log_sd[:, 26:27], log_sd[:, 27:28]
-
-
-def _located(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+def located_loss(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    """(B,) how far the located points are from those in the crops of `size` px, in halves of the crop."""
     seen = (2 * batch.points + 1) / size - 1
     # Points beyond the crop's edge cannot be located.
     weight = batch.conf * (seen.abs() < 1).all(2)
@@ -183,11 +170,7 @@ def _located(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
 def _deviations(out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:
     with torch.no_grad():
         errors = errors_of(out, root, batch)
-    valid = batch.has_params & batch.has_root
-    return sum(
-        (gaussian_nll(error, log_sd, valid) for error, log_sd in zip(errors, by_group(out.log_sd), strict=True)),
-        torch.zeros_like(root[:, 0]),
-    )
+    return deviations_nll(errors, out.log_sd, batch.has_params & batch.has_root)
 
 
 def _project(points: Tensor, batch: TrainingBatch) -> Tensor:

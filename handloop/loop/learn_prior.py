@@ -197,7 +197,7 @@ def _maximised(
     good &= torch.isfinite(energy)
     at = laplace(models, recipe, hands.select(few))
     known = good[few] & torch.isfinite(at.covariance).flatten(1).all(1)
-    canonical = _canonical_pose(hands)[good]
+    canonical = hands.params.as_right(hands.keypoints.is_right).hand_pose.double()[good]
     mean = canonical.mean(0)
     away = canonical - mean
     covariance = away.T @ away / len(away) + at.covariance[known].mean(0)
@@ -208,12 +208,6 @@ def _maximised(
 
 def _as_they_are(recipe: Recipe) -> Recipe:
     return replace(recipe, solver=replace(recipe.solver, max_steps=0), posterior=False)
-
-
-def _canonical_pose(hands: FittedHands) -> Tensor:
-    """(N, 45) rad, left hands mirrored."""
-    own, mirrored = hands.params.hand_pose, hands.params.mirrored().hand_pose
-    return torch.where(hands.keypoints.is_right[:, None], own, mirrored).double()
 
 
 def _trimmed_mean(values: Tensor) -> tuple[float, float]:

@@ -1,10 +1,9 @@
-"""The network of a run and how it takes a step: from hands with labels to gradients, of all passes and processes."""
+"""A network in training: how it takes a step from gradients of all processes, and what is kept of it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,17 +11,11 @@ from torch import Tensor
 
 from handloop.core.errors import InputError
 from handloop.hand.model import HandPair
-from handloop.loop.batches import joined
 from handloop.loop.config import LoopConfig
-from handloop.loop.loop_loss import Counts, LoopLoss
+from handloop.loop.loop_loss import LoopLoss
 from handloop.loop.ranks import Ranks
 from handloop.loop.schedule import learning_rate
-from handloop.loop.supervise import Supervision
-from handloop.loop.train_lifter import start_at_the_usual_hand
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
-from handloop.regressors.lifter import Lifter
-from handloop.regressors.network import Lifted, LifterNetwork
-from handloop.synth.keypoints import KeypointSynth, SyntheticKeypoints
 
 
 class Learner:
@@ -30,63 +23,45 @@ class Learner:
 
     def __init__(
         self,
+        network: torch.nn.Module,
         pair: HandPair,
         config: LoopConfig,
-        synth: KeypointSynth,
-        lifter: Lifter | None,
         limits: BiomechanicalLimits | None,
         ranks: Ranks,
         device: torch.device,
+        average_buffers: bool = False,
     ) -> None:
         """Start.
 
         Args:
-            pair, config, lifter, limits, ranks, device: see `LoopTraining`.
-            synth: what a network that starts from nothing answers with.
+            network: to train.
+            pair: the hand model.
+            config: how.
+            limits: for the biomechanical losses, if they are wanted; None takes the hand model's own.
+            ranks: the processes of the run.
+            device: where the network is put.
+            average_buffers: whether it has running statistics, which are averaged as its weights are.
         """
         self.config, self.ranks, self.device = config, ranks, device
-        self.network = _network(lifter, pair, config, synth).to(device)
+        self.network = network.to(device)
         self.mean = torch.optim.swa_utils.AveragedModel(
-            self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
+            self.network,
+            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema),
+            use_buffers=average_buffers,
         )
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, weight_decay=0.01)
-        self._loss = LoopLoss(pair, config, limits, device)
+        self.loss = LoopLoss(pair, config, limits, device)
 
-    def look(self, hands: SyntheticKeypoints) -> Lifted:
-        """The network's answer. With accumulation gradients are those of a later pass, and this one keeps nothing."""
-        with torch.set_grad_enabled(self.config.accumulate == 1):
-            return self._forward(hands)
-
-    def averaged(self, hands: SyntheticKeypoints) -> Lifted:
-        """The averaged network's answer."""
-        with torch.no_grad():
-            out: Lifted = self.mean.module(*self._input(hands))
-        return out
-
-    def step(
-        self, step: int, parts: list[Supervision], seen: list[Lifted], note: Callable[[dict[str, float]], None]
-    ) -> float:
-        """Take a step; returns the loss, which is the mean over the hands of all ranks.
+    def descend(self, step: int, value: Tensor) -> float:
+        """Take a step with the gradients that this rank has; returns the loss, which is the sum over the ranks.
 
         Args:
             step: counted from 1.
-            parts: this rank's hands with what is known of them.
-            seen: the network's answers to the first parts, as `look` gave them.
-            note: takes the parts' means for the log.
+            value: () this rank's part of the loss.
 
         Raises:
             InputError: the loss is not finite; nothing has changed.
         """
-        true = joined(parts) if parts else None
-        exact = 0 if true is None else int(true.exact.sum())
-        counts = Counts(*self.ranks.total([0 if true is None else len(true), exact]))
-        self.optimiser.zero_grad(set_to_none=True)
-        value = torch.zeros((), device=self.device)
-        for some, out in self._passes(true, parts[len(seen) :], seen):
-            loss, means = self._loss.of_part(out, some, counts)
-            loss.backward()
-            value += loss.detach()
-            note(means)
         total = float(self.ranks.add_gradients(self.network.parameters(), value))
         if not math.isfinite(total):
             rate = self.config.learning_rate
@@ -97,28 +72,6 @@ class Learner:
         self.optimiser.step()
         self.mean.update_parameters(self.network)
         return total
-
-    def _passes(
-        self, true: Supervision | None, unseen: list[Supervision], seen: list[Lifted]
-    ) -> Iterator[tuple[Supervision, Lifted]]:
-        """Hands and the network's answers to them, with gradients."""
-        if true is None:
-            return
-        if self.config.accumulate == 1:
-            outs = seen + ([self._forward(joined(unseen).hands)] if unseen else [])
-            yield true, Lifted(*(torch.cat([getattr(o, name) for o in outs]) for name in Lifted.__dataclass_fields__))
-            return
-        for rows in torch.arange(len(true)).chunk(self.config.accumulate):
-            some = true.select(rows)
-            yield some, self._forward(some.hands)
-
-    def _forward(self, hands: SyntheticKeypoints) -> Lifted:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            out: Lifted = self.network(*self._input(hands))
-        return out
-
-    def _input(self, hands: SyntheticKeypoints) -> Iterator[Tensor]:
-        return (value.to(self.device) for value in (hands.rays, hands.conf, hands.offsets, hands.mean_betas))
 
     def check_same(self, step: int) -> None:
         """Compare the weights of all ranks.
@@ -137,12 +90,6 @@ class Learner:
             why = f"they were the same and differ after step {step}; use one kind of processor and one version of torch"
         self.ranks.agree("network", digest.hexdigest(), why)
 
-    def result(self) -> LifterNetwork:
-        """The averaged network alone, on the CPU."""
-        network = LifterNetwork(self.network.size)
-        network.load_state_dict(self.mean.module.state_dict())
-        return network
-
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint."""
         return {
@@ -156,17 +103,3 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self.mean.load_state_dict(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
-
-
-def _network(lifter: Lifter | None, pair: HandPair, config: LoopConfig, synth: KeypointSynth) -> LifterNetwork:
-    """A network to train: a copy of the given one, or a new one that answers with the usual hand."""
-    if lifter is not None:
-        lifter.check_model(pair.right)
-        network = LifterNetwork(lifter.network.size)
-        network.load_state_dict(lifter.network.state_dict())
-        return network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = LifterNetwork(config.size)
-    start_at_the_usual_hand(network, synth)
-    return network

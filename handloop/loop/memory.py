@@ -188,12 +188,7 @@ class FitMemory:
         self._put(self._as_rows(self._refit(fits, steps), step), "cached", step, epoch, "")
 
     def _refit(self, fits: CachedFits, steps: int) -> FitResult:
-        points = fits.keypoints_2d
-        keypoints = Keypoints(
-            *(points[..., :2], points[..., 2], fits.is_right, fits.image_size),
-            *(fits.ids, fits.source, fits.frame, fits.image),
-        )
-        return self.fit(keypoints, fits.camera(), start_at(fits.params, fits.is_right), steps)
+        return self.fit(fits.keypoints(), fits.camera(), start_at(fits.params, fits.is_right), steps)
 
     def _as_rows(self, result: FitResult, step: int) -> CachedFits:
         ids = result.keypoints.ids

@@ -5,9 +5,10 @@ Batch number i of a seed is always the same, whichever process makes it and when
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +26,12 @@ from handloop.hand.model import HandPair
 from handloop.loop.picture_source import DrawnPictures, PictureSource
 from handloop.losses.mask import distance_field, mask_pixels
 
+Made = TypeVar("Made", covariant=True)
+
 MASK_PIXELS = 128
 """Sampled pixels of a mask."""
+STILL = AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0)
+"""No random changes; left hands are mirrored."""
 HELD_OUT_FROM = 90_000_000
 """A source without end holds out the pictures from this number on."""
 
@@ -130,19 +135,22 @@ class PictureBatches:
         n = self.trained_on()
         numbers = list(places) if n is None else [int(_order(n, o.seed, p // n)[p % n]) for p in places]
         generator = torch.Generator().manual_seed((o.seed * 1_000_003 + step) % 2**63)
-        return self._batch(self.source.draw(numbers), o.augment, generator)
+        return self.augmented(numbers, o.augment, generator)[0]
 
     def held_out(self) -> Iterator[TrainingBatch]:
         """The hands kept apart, without random changes."""
         o, count = self.options, self.source.count
         first = HELD_OUT_FROM if count is None else count - o.held_out
-        still = AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0)
         for start in range(first, first + o.held_out, o.batch):
             numbers = list(range(start, min(start + o.batch, first + o.held_out)))
-            yield self._batch(self.source.draw(numbers), still, torch.Generator().manual_seed(o.seed))
+            yield self.augmented(numbers, STILL, torch.Generator().manual_seed(o.seed))[0]
 
-    def _batch(self, drawn: DrawnPictures, augment: AugmentOptions, generator: torch.Generator) -> TrainingBatch:
-        hands, o = drawn.hands, self.options
+    def augmented(
+        self, numbers: Sequence[int], augment: AugmentOptions, generator: torch.Generator
+    ) -> tuple[TrainingBatch, ViewChange]:
+        """These hands of the source in augmented crops, and the way from their pictures into the crops."""
+        drawn, o = self.source.draw(numbers), self.options
+        hands = drawn.hands
         keypoints = hands.keypoints
         drawing = draw_augmentation(
             *(hands.camera, hands.box, o.size, keypoints.image_size, keypoints.is_right, augment, generator)
@@ -156,7 +164,7 @@ class PictureBatches:
         rotations, betas, root, has_params = self._params(hands.params, keypoints.is_right, view)
         root = torch.where(has_params[:, None], root, joints[:, 0])
         field, pixels, has_mask = _masks(drawn, view, o)
-        return TrainingBatch(
+        batch = TrainingBatch(
             torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
             view.camera_out.focal.float(),
             view.camera_out.princpt.float(),
@@ -175,6 +183,7 @@ class PictureBatches:
             pixels,
             has_mask,
         )
+        return batch, view
 
     def _params(self, params: HandParams, is_right: Tensor, view: ViewChange) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rotations, betas, wrist in the crops' frames, and whether they are known."""
@@ -209,14 +218,25 @@ def _masks(drawn: DrawnPictures, view: ViewChange, options: BatchOptions) -> tup
     return torch.from_numpy(np.stack(fields)), torch.from_numpy(np.stack(pixels)), torch.tensor(has)
 
 
-def in_processes(batches: PictureBatches, steps: range, workers: int) -> Iterator[TrainingBatch]:
-    """Batches of these numbers, in order, made by processes besides this one.
+class Numbered(Protocol[Made]):
+    """Makes something for a number, in whatever process."""
+
+    def __getitem__(self, step: int, /) -> Made:
+        """Number `step`."""
+        ...
+
+
+def in_processes(batches: Numbered[Made], steps: range, workers: int) -> Iterator[Made]:
+    """Batches of these numbers, in order, made by processes besides this one; by this one for 0 of them.
 
     Call it from a script guarded by `if __name__ == "__main__":` (processes are spawned).
 
     Raises:
         HandloopError: what went wrong in a process, or that one died.
     """
+    if workers == 0:
+        yield from (batches[step] for step in steps)
+        return
     # Spawned, not forked: a fork takes over threads and locks that libraries hold.
     loader = DataLoader(
         _Guarded(batches),
@@ -243,9 +263,9 @@ def in_processes(batches: PictureBatches, steps: range, workers: int) -> Iterato
 class _Guarded(Dataset[object]):
     """Batches, or errors as values: torch would put a process's whole traceback into the message."""
 
-    batches: PictureBatches
+    batches: Numbered[object]
 
-    def __getitem__(self, step: int) -> TrainingBatch | HandloopError:
+    def __getitem__(self, step: int) -> object:
         try:
             return self.batches[step]
         except HandloopError as error:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +82,15 @@ class PictureSource(Protocol):
         ...
 
 
+class KnownPictures(PictureSource, Protocol):
+    """A source with an end, whose labels are known before a picture is looked at."""
+
+    @property
+    def hands(self) -> LabelledHands:
+        """All of them; sizes of pictures may be missing (NaN)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ShardSource:
     """Tar files of `handloop synth`. Parameters count where they belong to the model in training."""
@@ -95,20 +104,20 @@ class ShardSource:
         """See `PictureSource`."""
         return len(self.pictures)
 
+    @cached_property
+    def hands(self) -> LabelledHands:
+        """See `KnownPictures`."""
+        some = self.pictures
+        usable = torch.tensor([model in self.digests for model in some.models])
+        return _hands(
+            some.keypoints_2d, some.is_right, np.full((len(some), 2), np.nan), some.camera, some.keypoints_3d,
+            _where(usable, some.params), [f"{number:08d}" for number in some.index.tolist()],
+        )  # fmt: skip
+
     def draw(self, numbers: Sequence[int]) -> DrawnPictures:
         """See `PictureSource`."""
-        some, at = self.pictures, torch.tensor(numbers)
-        rgb = [some.rgb(row) for row in numbers]
-        usable = torch.tensor([some.models[row] in self.digests for row in numbers])
-        sizes = np.array([picture.shape[1::-1] for picture in rgb], np.float64)
-        return DrawnPictures(
-            _hands(
-                some.keypoints_2d[at], some.is_right[at], sizes, some.camera.select(at), some.keypoints_3d[at],
-                _where(usable, some.params.select(at)), [f"{int(some.index[row]):08d}" for row in numbers],
-            ),
-            rgb,
-            [some.mask(row) for row in numbers],
-        )  # fmt: skip
+        rgb = [self.pictures.rgb(row) for row in numbers]
+        return DrawnPictures(sized(self.hands, numbers, rgb), rgb, [self.pictures.mask(row) for row in numbers])
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ class DatasetSource:
         usable &= torch.tensor([bool(path) for path in keypoints.image], dtype=torch.bool)
         if not bool(usable.any()):
             raise InputError(f"no hand of {pictures.dataset} has a picture, a side, and keypoints or a box.")
-        params = _nothing(len(pictures))
+        params = no_params(len(pictures))
         if pictures.mano is not None:
             # MANO's parameters mean nothing to another model; the joints stay.
             with suppress(ModelError):
@@ -179,14 +188,11 @@ class DatasetSource:
 
     def draw(self, numbers: Sequence[int]) -> DrawnPictures:
         """See `PictureSource`."""
-        hands = self.hands.select(torch.tensor(numbers))
-        paths = hands.keypoints.image
-        pictures = [load_picture(path, name) for path, name in zip(paths, hands.keypoints.ids, strict=True)]
-        masks = [_mask(self.masks[row]) for row in numbers]
-        # What the labels say of the size may be an assumption of their format's.
-        sizes = torch.tensor([picture.shape[1::-1] for picture in pictures], dtype=torch.float64)
-        hands = replace(hands, keypoints=replace(hands.keypoints, image_size=sizes))
-        return DrawnPictures(hands, pictures, masks)
+        keypoints = self.hands.keypoints
+        pictures = [load_picture(keypoints.image[row], keypoints.ids[row]) for row in numbers]
+        return DrawnPictures(
+            sized(self.hands, numbers, pictures), pictures, [_mask(self.masks[row]) for row in numbers]
+        )
 
 
 def open_source(
@@ -230,15 +236,23 @@ def _hands(
     return LabelledHands(keypoints, camera, joints, params, square_box(keypoints.box(), MARGIN))
 
 
+def sized(hands: LabelledHands, numbers: Sequence[int], pictures: Sequence[np.ndarray]) -> LabelledHands:
+    """Some of the hands, with the sizes of their pictures: what the labels say of these may be an assumption."""
+    some = hands.select(torch.tensor(numbers, dtype=torch.int64))
+    sizes = torch.tensor([picture.shape[1::-1] for picture in pictures], dtype=torch.float64).reshape(-1, 2)
+    return replace(some, keypoints=replace(some.keypoints, image_size=sizes))
+
+
 def _mask(path: str) -> np.ndarray | None:
     return None if not path else load_picture(path, path)[..., 0] > 127
 
 
 def _where(usable: Tensor, params: HandParams) -> HandParams:
-    nan = _nothing(len(params))
+    nan = no_params(len(params))
     pairs = zip(params.tensors(), nan.tensors(), strict=True)
     return HandParams(*(torch.where(usable[:, None], a, b) for a, b in pairs))
 
 
-def _nothing(n: int) -> HandParams:
+def no_params(n: int) -> HandParams:
+    """Of n hands of which none are known."""
     return HandParams(*(torch.full((n, k), float("nan"), dtype=torch.float64) for k in (3, 45, 10, 3)))

@@ -17,7 +17,7 @@ from handloop.view.overlay import write_overlays
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from handloop.loop.train import LoopTraining
+    from handloop.loop.run import LoopRun
 
 _PICTURES = 8
 """Of the best fits, and as many of the worst."""
@@ -63,7 +63,7 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 """Title, unit and (key of the log, words) of each figure."""
 
 
-def write_run_report(training: LoopTraining) -> Path:
+def write_run_report(training: LoopRun) -> Path:
     """Write report.html into the run's folder, pictures and plotly's script beside it; returns the page."""
     from plotly.io import to_html
     from plotly.offline import get_plotlyjs
@@ -142,7 +142,7 @@ def _priors(lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _pictures(training: LoopTraining, files: Path) -> list[str]:
+def _pictures(training: LoopRun, files: Path) -> list[str]:
     """Drawings of the fits of least and most energy."""
     parts = list(training.memory.cache.batches())
     if not parts:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handloop.losses.deviations import Groups, deviations_nll, hand_errors, in_deviations
 from handloop.losses.keypoints import points_loss, reprojection_loss
-from handloop.losses.parameters import betas_loss, gaussian_nll, log_depth_loss, rotation_error, rotation_loss
+from handloop.losses.parameters import betas_loss, log_depth_loss, rotation_loss
 from handloop.regressors.network import Lifted
 from handloop.synth.keypoints import SyntheticKeypoints
 
@@ -138,36 +139,13 @@ def deviations_loss(out: Lifted, hands: SyntheticKeypoints) -> Tensor:
     """(B,) negative log likelihood of the errors under the claimed deviations, which alone it trains."""
     with torch.no_grad():
         errors = _errors(out, hands)
-    each = [gaussian_nll(e, s) for e, s in zip(errors, _by_group(out.log_sd), strict=True)]
-    return torch.stack(each).sum(0)
+    return deviations_nll(errors, out.log_sd)
 
 
 def standardised(out: Lifted, hands: SyntheticKeypoints) -> list[Tensor]:
     """28 tensors (B, D): the errors of each group in units of their claimed deviations."""
-    scaled = []
-    for error, log_sd in zip(_errors(out, hands), _by_group(out.log_sd), strict=True):
-        scaled += list((error / log_sd.exp()[..., None]).unbind(1))
-    return scaled
+    return in_deviations(_errors(out, hands), out.log_sd)
 
 
-def _by_group(log_sd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return log_sd[:, :16], log_sd[:, 16:26], log_sd[:, 26:27], log_sd[:, 27:28]
-
-
-def _errors(out: Lifted, hands: SyntheticKeypoints) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Errors (B, groups, components) of rotations, betas, bearing and log depth."""
-    ours = torch.nn.functional.normalize(out.root, dim=1)
-    theirs = torch.nn.functional.normalize(hands.root, dim=1)
-    # The small angle between two directions, as two components across the line of sight.
-    across = torch.linalg.cross(ours, theirs)
-    down = theirs.new_tensor([0.0, 1.0, 0.0]).expand_as(theirs)
-    first = torch.nn.functional.normalize(torch.linalg.cross(theirs, down))
-    second = torch.linalg.cross(theirs, first)
-    bearing = torch.stack([(across * first).sum(1), (across * second).sum(1)], 1)[:, None]
-    depth = (hands.root[:, 2].log() - out.root[:, 2].log())[:, None, None]
-    return (
-        rotation_error(out.rotations, hands.rotations),
-        (hands.betas - out.betas)[..., None],
-        bearing,
-        depth,
-    )
+def _errors(out: Lifted, hands: SyntheticKeypoints) -> Groups:
+    return hand_errors(out.rotations, out.betas, out.root, hands.rotations, hands.betas, hands.root)

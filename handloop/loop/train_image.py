@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +18,10 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.core.rotations import matrix_to_6d, so3_exp
 from handloop.evaluation.alignment import similarity
 from handloop.hand.model import HandPair
-from handloop.loop.image_losses import ImageLoss, ImageLossWeights, by_group, errors_of
+from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
 from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
 from handloop.loop.picture_source import PictureSource
+from handloop.losses.deviations import in_deviations
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.backbones import load_pretrained
 from handloop.regressors.image import ImageRegressor
@@ -139,12 +140,9 @@ class ImageTraining:
                 f"{source.count} hands, {options.held_out} of them held out, leave {n} to train on, fewer than the "
                 f"batch of {options.batch}; give more pictures, a smaller batch, or hold fewer out."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            self.network = ImageNetwork(net, pair.right)
+        self.network = new_network(net, pair, options.seed)
         if pretrained is not None:
             load_pretrained(self.network.backbone, pretrained)
-        start_at_the_usual_hand(self.network, pair)
         self.network.to(self.device)
         self.loss = ImageLoss.of(pair.right, options.weights, self.device)
         self.mean = torch.optim.swa_utils.AveragedModel(
@@ -181,7 +179,7 @@ class ImageTraining:
                 progress(ImageProgress(self.step, o.steps, parts, measured))
         network = self.averaged()
         if o.held_out and o.weights.deviations:
-            calibrate(network, self.batches)
+            calibrate(network, self.batches.held_out())
         return ImageRegressor.of(network, self.pair.right)
 
     def averaged(self) -> ImageNetwork:
@@ -195,10 +193,7 @@ class ImageTraining:
         return measure(self.averaged(), self.batches, self.step)
 
     def _coming(self, workers: int) -> Iterator[TrainingBatch]:
-        steps = range(self.step, self.options.steps)
-        if workers == 0:
-            return (self.batches[step] for step in steps)
-        return in_processes(self.batches, steps, workers)
+        return in_processes(self.batches, range(self.step, self.options.steps), workers)
 
     def _one_step(self, batch: TrainingBatch) -> dict[str, float]:
         o = self.options
@@ -297,20 +292,19 @@ def measure(network: ImageNetwork, batches: PictureBatches, step: int = 0) -> Me
     return Measured(step, len(pa), 1000 * float(pa.mean()), 1000 * float(root.mean()))
 
 
-def calibrate(network: ImageNetwork, batches: PictureBatches) -> None:
+def calibrate(network: ImageNetwork, held_out: Iterable[TrainingBatch]) -> None:
     """Scale each standard deviation so that 68.3 % of the errors on the hands held out lie within it.
 
     With too few such hands, or where the deviations were not trained, the network has no opinion (NaN).
     """
     found: list[list[Tensor]] = [[] for _ in range(N_SD)]
-    for batch in batches.held_out():
+    for batch in held_out:
         there = batch.to(network.usual.device)
         with torch.inference_mode():
             out = regress(network, there)
             errors = errors_of(out, out.root(there.camera(), network.options.size), there)
         valid = there.has_params & there.has_root
-        scaled = [e / s.exp()[..., None] for e, s in zip(errors, by_group(out.log_sd), strict=True)]
-        for group, error in enumerate(part for each in scaled for part in each.unbind(1)):
+        for group, error in enumerate(in_deviations(errors, out.log_sd)):
             found[group].append(error[valid].abs().flatten().cpu())
     if sum(map(len, found[10])) // 3 < _LEAST_CALIBRATION:
         return
@@ -319,11 +313,15 @@ def calibrate(network: ImageNetwork, batches: PictureBatches) -> None:
     network.log_sd_scale.copy_(scale.clamp(min=1e-3).log())
 
 
-def start_at_the_usual_hand(network: ImageNetwork, pair: HandPair) -> None:
-    """Let the untrained network answer with the mean of the hand model's own poses."""
+def new_network(options: ImageNetworkOptions, pair: HandPair, seed: int) -> ImageNetwork:
+    """With random weights, answering with the mean of the hand model's own poses."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ImageNetwork(options, pair.right)
     mean = GaussianPosePrior.from_hand(pair.right).mean.reshape(15, 3)
     with torch.no_grad():
         network.usual[1:] = matrix_to_6d(so3_exp(mean)).to(network.usual)
+    return network
 
 
 def _decayed(network: ImageNetwork, decay: float) -> list[dict[str, object]]:

@@ -23,8 +23,9 @@ from handloop.loop import train as train_module
 from handloop.loop.config import LoopConfig
 from handloop.loop.hand_data import HandData
 from handloop.loop.ranks import Ranks
+from handloop.loop.run import Progress
 from handloop.loop.shards import rank_of
-from handloop.loop.train import LoopTraining, Progress
+from handloop.loop.train import LoopTraining
 
 from .loop_hands import TINY, drawn, seen
 

@@ -27,13 +27,14 @@ from handloop.loop import train as train_module
 from handloop.loop.cache import FitCache
 from handloop.loop.cached_fits import Origin
 from handloop.loop.config import LoopConfig
-from handloop.loop.learner import Learner
+from handloop.loop.lifter_learner import LifterLearner
 from handloop.loop.log import read_log
 from handloop.loop.ranks import Ranks
 from handloop.loop.reshard import bring_home
+from handloop.loop.run import Progress
 from handloop.loop.shards import rank_of
 from handloop.loop.supervise import Supervision
-from handloop.loop.train import LoopTraining, Progress
+from handloop.loop.train import LoopTraining
 from handloop.loop.verify import verify
 from handloop.regressors.network import Lifted
 from handloop.synth.keypoints import KeypointSynth
@@ -285,13 +286,13 @@ def test_ranks_share_everything_out(n: int) -> None:
     assert owners.tolist() == [1] * 50
 
 
-def learner(settings: LoopConfig) -> tuple[Learner, KeypointSynth]:
+def learner(settings: LoopConfig) -> tuple[LifterLearner, KeypointSynth]:
     pair = embedded_hand()
     synth = KeypointSynth.of(pair.right, settings.synth)
-    return Learner(pair, settings, synth, None, None, Ranks.alone(), torch.device("cpu")), synth
+    return LifterLearner(pair, settings, synth, None, None, Ranks.alone(), torch.device("cpu")), synth
 
 
-def step_of(**values: Any) -> tuple[Learner, float]:
+def step_of(**values: Any) -> tuple[LifterLearner, float]:
     """A step of hands of which some have exact labels."""
     settings = LoopConfig(**{**vars(TINY), **values})
     made, synth = learner(settings)

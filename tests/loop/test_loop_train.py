@@ -20,14 +20,16 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.hand.load import embedded_hand
 from handloop.loop import cache as cache_module
 from handloop.loop import checkpoint as checkpoint_module
+from handloop.loop import run as run_module
 from handloop.loop import train as train_module
 from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
 from handloop.loop.log import RunLog, read_log
 from handloop.loop.ranks import Ranks
+from handloop.loop.run import Progress
 from handloop.loop.schedule import learning_rate
-from handloop.loop.train import LoopTraining, Progress
+from handloop.loop.train import LoopTraining
 from handloop.loop.verify import verify
 from handloop.losses.biomechanical import BiomechanicalWeights
 from handloop.priors.gaussian import GaussianPosePrior
@@ -196,11 +198,11 @@ def killed_at(module: Any, name: str, call: int, before: bool) -> None:
 PLACES: tuple[tuple[Any, str, int, bool], ...] = (
     (checkpoint_module.os, "fsync", 1, True),  # Inside the first checkpoint: the temporary file is written.
     (checkpoint_module.os, "fsync", 3, True),
-    (train_module, "save_checkpoint", 3, False),  # Between the training's checkpoint and the cache's.
+    (run_module, "save_checkpoint", 3, False),  # Between the training's checkpoint and the cache's.
     (cache_module, "write_rows", 5, False),  # Inside the transaction of a put.
     (cache_module, "rescore_rows", 1, False),  # Half of a re-scoring.
     (cache_module, "make_checkpoint", 3, False),  # Inside the transaction that seals the cache.
-    (train_module, "save_prior", 1, False),  # A prior whose fits do not exist.
+    (run_module, "save_prior", 1, False),  # A prior whose fits do not exist.
 )
 
 

@@ -148,7 +148,7 @@ def test_calibrated_deviations_hold_their_share(source: PictureSource, monkeypat
     monkeypatch.setattr(train_image, "_LEAST_CALIBRATION", 8)
     training = ImageTraining(embedded_hand(), source, replace(TINY, held_out=12))
     network = training.averaged()
-    train_image.calibrate(network, training.batches)
+    train_image.calibrate(network, training.batches.held_out())
     inside = []
     for batch in training.batches.held_out():
         with torch.no_grad():
@@ -161,7 +161,7 @@ def test_calibrated_deviations_hold_their_share(source: PictureSource, monkeypat
     assert float((share - math.erf(math.sqrt(0.5))).abs().max()) < 0.04
     monkeypatch.setattr(train_image, "_LEAST_CALIBRATION", 100)
     fresh = training.averaged()
-    train_image.calibrate(fresh, training.batches)
+    train_image.calibrate(fresh, training.batches.held_out())
     assert bool(fresh.log_sd_scale.isnan().all())
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from handloop.core.results import FitResult, write_text
 from handloop.loop.cached_fits import CachedFits
 from handloop.loop.log import read_log
+from handloop.priors.mixture import PosePriorModel
+from handloop.priors.prior_file import load_prior
 from handloop.view.overlay import write_overlays
 
 if TYPE_CHECKING:
@@ -42,13 +45,14 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("energy", "best fits of the batch, mean"), ("held_out_fit_energy", "held-out fits, median")),
     ),
     (
-        "Fits and labels",
+        "Acceptance rate: how often a proposal's fit takes the place of the best one",
+        "share of the fits offered",
+        (("acceptance_rate", "accepted"),),
+    ),
+    (
+        "Labels",
         "share",
-        (
-            ("acceptance_rate", "proposals whose fit beat the best one"),
-            ("labels_used", "hands whose fit is a label"),
-            ("trust", "mean weight of a label"),
-        ),
+        (("labels_used", "hands whose fit is a label"), ("trust", "mean weight of a label")),
     ),
     (
         "Seconds per step",
@@ -74,7 +78,7 @@ def write_run_report(training: LoopTraining) -> Path:
     script, path = get_plotlyjs(), files / "plotly.min.js"
     if not path.exists() or path.stat().st_size != len(script.encode()):
         write_text(path, script)
-    figures = [_figure(lines, title, unit, curves) for title, unit, curves in _CURVES]
+    figures = [*(_figure(lines, title, unit, curves) for title, unit, curves in _CURVES), _drift(training, lines)]
     drawn = [
         to_html(figure, include_plotlyjs=False, include_mathjax=False, full_html=False, div_id=f"figure-{i}")
         for i, figure in enumerate(figures)
@@ -124,6 +128,38 @@ def _figure(lines: Sequence[dict[str, Any]], title: str, unit: str, curves: Sequ
             figure.add_vline(x=line["step"], line_dash="dot", line_color="#888888")
     figure.update_layout(title=title, xaxis_title="step", yaxis_title=unit, template="plotly_white", showlegend=True)
     return figure
+
+
+def _drift(training: LoopTraining, lines: Sequence[dict[str, Any]]) -> Figure | None:
+    """How far the pose prior has gone from the one at the start, after each update; None where there was none."""
+    from plotly.graph_objects import Figure, Scatter
+
+    accepted = [line["step"] for line in lines if (line.get("prior_update") or {}).get("accepted")]
+    files = [training.folder / "priors" / f"prior-{version:04d}.npz" for version in range(len(accepted) + 1)]
+    if not accepted or not all(path.is_file() for path in files):
+        return None
+    known = [_moments(load_prior(path)) for path in files]
+    steps = [0, *accepted, training.step]
+    figure = Figure()
+    for words, part in (("mean pose", 0), ("spread (standard deviations)", 1)):
+        away = [float((moments[part] - known[0][part]).square().mean().sqrt()) for moments in known]
+        trace = Scatter(x=steps, y=[*away, away[-1]], name=words, mode="lines+markers", line_shape="hv")
+        figure.add_trace(trace)
+    title = "Pose prior: distance from the one at the start"
+    figure.update_layout(
+        title=title, xaxis_title="step", yaxis_title="degrees, root mean square", template="plotly_white"
+    )
+    return figure
+
+
+def _moments(prior: PosePriorModel) -> tuple[Tensor, Tensor]:
+    """(45,) mean and standard deviation of each angle, degrees, of all components together."""
+    half_log_det = -torch.diagonal(prior.precision_factors, dim1=1, dim2=2).log().sum(1)
+    weights = torch.softmax(half_log_det - prior.offsets, 0)
+    mean = weights @ prior.means
+    within = torch.cholesky_inverse(prior.precision_factors).diagonal(dim1=1, dim2=2)
+    spread = (weights @ (within + (prior.means - mean).square())).sqrt()
+    return torch.rad2deg(mean), torch.rad2deg(spread)
 
 
 def _priors(lines: Sequence[dict[str, Any]]) -> str:

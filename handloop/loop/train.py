@@ -270,6 +270,7 @@ class LoopTraining:
             return
         write_text(self.folder / "config.json", config_json(self.config))
         self.layout.save(self.folder / "layout.json")
+        save_prior(self.memory.prior, self._prior_file())
         self.memory.adopt(0)
         if self.config.mode == "static":
             self._fit_once()

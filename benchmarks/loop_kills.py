@@ -245,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     ensure_compiled()
+    # The end of the run, which is deterministic and writes little, is not to take most of its time.
+    vars(train_module)["_CALIBRATION_HANDS"] = 64
     draw, data = random.Random(options.seed), hands()
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)

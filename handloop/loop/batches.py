@@ -108,15 +108,26 @@ def with_fits(
     points = filled(kinematics.points(rotations, fitted_betas, root), bare.hands.points)
     known = bare.points_weight > 0
     points = torch.where(known[..., None], bare.hands.points, points)
-    expected = fits.expected_error_mm.float().nan_to_num(1e3)
+    expected = (fits.expected_error_mm.float() * misfit(fits)).nan_to_num(1e3)
     params_weight = torch.where(good, 1 / (1 + (expected / trust.error_mm).square()), torch.zeros(1))
-    relative = (fits.depth_sd.float() / root[:, 2].clamp(min=0.05)).nan_to_num(1e3)
+    relative = (fits.depth_sd.float() * misfit(fits) / root[:, 2].clamp(min=0.05)).nan_to_num(1e3)
     depth_weight = params_weight / (1 + (relative / trust.relative_depth).square())
     hands = SyntheticKeypoints(
         bare.hands.rays, bare.hands.conf, rotations, betas, root, points, bare.hands.offsets, mean_betas
     )
     points_weight = torch.where(known, bare.points_weight, params_weight[:, None].expand(-1, 21))
     return Supervision(hands, points_weight, params_weight, depth_weight, bare.seen, bare.seen_weight, bare.exact)
+
+
+def misfit(fits: CachedFits) -> Tensor:
+    """(B,) at least 1: how much wider a fit's posterior is than it claims, because keypoints are missed by more than
+    their noise. Two fingers taken for each other often leave a hand that is possible, and badly met.
+
+    The square is the energy of the reprojection over what noise alone costs, 1/2 for each coordinate.
+    """
+    energy = fits.energy_terms.get("reprojection", torch.zeros(len(fits), dtype=torch.float64))
+    there = (fits.keypoints_2d[..., 2] > 0).sum(1).clamp(min=1)
+    return (energy / there).clamp(min=1).sqrt().float()
 
 
 def seen_from_elsewhere(

@@ -67,6 +67,10 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 """Title, unit and (key of the log, words) of each figure."""
 
 
+_BARE = {"displaylogo": False, "displayModeBar": False}
+"""Of plotly: no buttons; zooming with the mouse stays."""
+
+
 def write_run_report(training: LoopTraining) -> Path:
     """Write report.html into the run's folder, pictures and plotly's script beside it; returns the page."""
     from plotly.io import to_html
@@ -80,7 +84,9 @@ def write_run_report(training: LoopTraining) -> Path:
         write_text(path, script)
     figures = [*(_figure(lines, title, unit, curves) for title, unit, curves in _CURVES), _drift(training, lines)]
     drawn = [
-        to_html(figure, include_plotlyjs=False, include_mathjax=False, full_html=False, div_id=f"figure-{i}")
+        to_html(
+            figure, include_plotlyjs=False, include_mathjax=False, full_html=False, div_id=f"figure-{i}", config=_BARE
+        )
         for i, figure in enumerate(figures)
         if figure is not None
     ]
@@ -126,7 +132,14 @@ def _figure(lines: Sequence[dict[str, Any]], title: str, unit: str, curves: Sequ
     for line in lines:
         if (line.get("prior_update") or {}).get("accepted"):
             figure.add_vline(x=line["step"], line_dash="dot", line_color="#888888")
-    figure.update_layout(title=title, xaxis_title="step", yaxis_title=unit, template="plotly_white", showlegend=True)
+    return _laid_out(figure, title, unit, lines)
+
+
+def _laid_out(figure: Figure, title: str, unit: str, lines: Sequence[dict[str, Any]]) -> Figure:
+    """All figures have the same steps below each other."""
+    last = max(line["step"] for line in lines)
+    figure.update_xaxes(title="step", range=[-0.02 * last, 1.02 * last])
+    figure.update_layout(title=title, yaxis_title=unit, template="plotly_white", showlegend=True)
     return figure
 
 
@@ -146,10 +159,7 @@ def _drift(training: LoopTraining, lines: Sequence[dict[str, Any]]) -> Figure | 
         trace = Scatter(x=steps, y=[*away, away[-1]], name=words, mode="lines+markers", line_shape="hv")
         figure.add_trace(trace)
     title = "Pose prior: distance from the one at the start"
-    figure.update_layout(
-        title=title, xaxis_title="step", yaxis_title="degrees, root mean square", template="plotly_white"
-    )
-    return figure
+    return _laid_out(figure, title, "degrees, root mean square", lines)
 
 
 def _moments(prior: PosePriorModel) -> tuple[Tensor, Tensor]:
@@ -173,7 +183,7 @@ def _priors(lines: Sequence[dict[str, Any]]) -> str:
         for step, update in attempts
     )
     return (
-        "<h2>Pose priors (dotted lines)</h2><table cellpadding='6'><tr><th>step</th><th>gain of a held-out hand's log "
+        "<h2>Attempts at a better pose prior (those taken: dotted lines)</h2><table cellpadding='6'><tr><th>step</th><th>gain of a held-out hand's log "
         f"evidence</th><th>mean pose moved, degrees</th><th></th></tr>{rows}</table>"
     )
 

@@ -64,6 +64,10 @@ def test_labels_are_the_fits_in_the_canonical_frame(some: tuple[HandData, Cached
     # Surer fits count more.
     error = fits.expected_error_mm.float()
     torch.testing.assert_close(true.params_weight[used], (1 / (1 + (error / 12).square()))[used])
+    # One that misses its keypoints by twice their noise is half as sure as it claims.
+    terms = {"reprojection": torch.full((12,), 4 * 21.0).double()}
+    missing = labels(some, replace(fits, energy_terms=terms))
+    torch.testing.assert_close(missing.params_weight[used], (1 / (1 + (2 * error / 12).square()))[used])
     assert bool((true.depth_weight[used] < true.params_weight[used]).all())
 
 

@@ -183,7 +183,8 @@ def _priors(lines: Sequence[dict[str, Any]]) -> str:
         for step, update in attempts
     )
     return (
-        "<h2>Attempts at a better pose prior (those taken: dotted lines)</h2><table cellpadding='6'><tr><th>step</th><th>gain of a held-out hand's log "
+        "<h2>Attempts at a better pose prior (those taken: dotted lines)</h2>"
+        "<table cellpadding='6'><tr><th>step</th><th>gain of a held-out hand's log "
         f"evidence</th><th>mean pose moved, degrees</th><th></th></tr>{rows}</table>"
     )
 

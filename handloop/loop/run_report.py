@@ -143,7 +143,7 @@ def _laid_out(figure: Figure, title: str, unit: str, lines: Sequence[dict[str, A
     return figure
 
 
-def _drift(training: LoopTraining, lines: Sequence[dict[str, Any]]) -> Figure | None:
+def _drift(training: LoopRun, lines: Sequence[dict[str, Any]]) -> Figure | None:
     """How far the pose prior has gone from the one at the start, after each update; None where there was none."""
     from plotly.graph_objects import Figure, Scatter
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from handloop.core.errors import CacheError, InputError
 from handloop.core.params import HandParams
-from handloop.core.results import FitResult, load_npz
+from handloop.core.results import FitResult
+from handloop.formats.result_shards import read_results
 from handloop.loop.accept import DECISION_HELP, Decision
 from handloop.loop.cache import BATCH, FitCache
 from handloop.loop.cached_fits import CachedFits, Origin
@@ -100,10 +101,7 @@ def run_export(command: CacheExport) -> int:
 def run_import(command: CacheImport) -> int:
     """Fill a new cache; returns the exit status, 1 where a hand has no usable fit."""
     console = Console(highlight=False)
-    file = command.results / "results.npz" if command.results.is_dir() else command.results
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; name a results.npz, or the folder that handloop fit wrote it to.")
-    result = FitResult.from_arrays(load_npz(file), _NoMesh())
+    result = FitResult.from_arrays(read_results(command.results), _NoMesh())
     n_ranks = command.ranks
     if command.cache.is_dir() and any(command.cache.glob("fits-r*of*.sqlite")):
         n_ranks = shard_of(find_shards(command.cache)[0])[1]

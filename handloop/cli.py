@@ -101,6 +101,10 @@ def main(argv: list[str] | None = None) -> int:
 
         if isinstance(command, PredictCommand):
             return run_predict(command, command.weights, command.boxes, command.refine)
+        if command.engine == "ray":
+            from handloop.bulk.job import run_bulk
+
+            return run_bulk(command)
         return run_fit(command, command.start)
     except HandloopError as error:
         print(f"handloop: {error}", file=sys.stderr)

@@ -73,6 +73,19 @@ class FitCommand(KeypointCommand):
     start: Path | None = None
     """npz of another network's hands (HaMeR, WiLoR, MANO's names) to start from besides the usual starts; rows are
     matched by id, else by order."""
+    engine: Literal["local", "ray"] = "local"
+    """ray fits millions of hands in shards, with one process per CPU of this machine or of a cluster (docs/bulk.md);
+    a rerun does only what is missing or has changed. Inputs may be text files with one path per line."""
+    shards: Literal["npz", "parquet"] = "npz"
+    """With --engine ray: what each shard is written as."""
+    shard_hands: int = 20_000
+    """With --engine ray: hands in a shard, at most and roughly."""
+    merge: Literal["auto", "yes", "no"] = "auto"
+    """With --engine ray: also join the shards into results.npz; auto does up to 200,000 hands in npz."""
+    workers: int | None = None
+    """With --engine ray: processes; without it, one per CPU."""
+    address: str | None = None
+    """With --engine ray: a running cluster's address, as `ray start` says it; else RAY_ADDRESS, or this machine."""
 
 
 @dataclass(frozen=True)

@@ -76,20 +76,12 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
         raise InputError(
             "no input was given; name keypoint files or folders, for example: handloop fit hands/ --out out"
         )
-    recipe = _with_options(recipe, command)
+    recipe = with_options(recipe, command)
     device = pick_device(command.device)
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     prior = None if command.prior is None else load_prior(command.prior)
     models = hand_models(command.mano, device, dtype, command.layout, prior)
-    options = ReadOptions(
-        command.format,
-        command.image_size,
-        command.hand,
-        command.mediapipe_handedness,
-        command.scale,
-        command.images,
-        command.min_conf,
-    )
+    options = read_options(command)
     box = None
     with console.status("reading keypoints"):
         if isinstance(start, PictureStart):
@@ -113,7 +105,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
         raise InputError(
             f"the folder {out} for the results cannot be made ({error.strerror}); name another."
         ) from error
-    _clear_earlier(out)
+    clear_earlier(out)
     if device.type == "cpu":
         from handloop.compiler import ensure_compiled
 
@@ -179,7 +171,21 @@ def choose_camera(command: KeypointCommand, read: ReadResult) -> tuple[Camera, l
     return camera, notes
 
 
-def _with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
+def read_options(command: KeypointCommand) -> ReadOptions:
+    """What the command says that the files do not."""
+    return ReadOptions(
+        command.format,
+        command.image_size,
+        command.hand,
+        command.mediapipe_handedness,
+        command.scale,
+        command.images,
+        command.min_conf,
+    )
+
+
+def with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
+    """The recipe with the command's noise and focal length."""
     if command.noise is not None:
         recipe = replace(recipe, noise_px=command.noise)
     if command.joint_noise is not None:
@@ -191,7 +197,7 @@ def _with_options(recipe: Recipe, command: KeypointCommand) -> Recipe:
     return recipe
 
 
-def _clear_earlier(out: Path) -> None:
+def clear_earlier(out: Path) -> None:
     """Remove what an earlier run wrote, so that a page or a mesh of other hands is never taken for this run's.
 
     Only in a folder whose summary is ours, and only files of the kinds a run writes.

@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
 ALLOWED = LAYERS | {"loop": set(LAYERS), "api": {*LAYERS, "loop"}, "_version": set()}
 """What each layer or module of the package may import besides itself; `_version` is open to all."""
 TOP = {
+    "bulk",
     "cache_job",
     "cli",
     "commands",

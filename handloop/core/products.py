@@ -21,6 +21,25 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(_padded(a, _up(m), _up(k)), _padded(b, _up(k), _up(n)))[:, :m, :n]
 
 
+def padded_shared(matrix: Tensor) -> Tensor:
+    """A (k, n) matrix for `shared_product`, padded with zeros so that every vector starts alike in memory."""
+    k, n = matrix.shape
+    return torch.nn.functional.pad(matrix, (0, _up(n) - n, 0, _up(k) - k))
+
+
+def shared_product(x: Tensor, matrix: Tensor) -> Tensor:
+    """(B, k) vectors times one matrix of `padded_shared`, (B, n) and zeros behind.
+
+    On a CPU as a batch of small products: one large one rounds a row by how many there are.
+    """
+    x = torch.nn.functional.pad(x, (0, matrix.shape[0] - x.shape[1]))
+    if x.device.type != "cpu":
+        return x @ matrix
+    # A lone product takes another code path than a batch.
+    rows = torch.cat([x, x]) if len(x) == 1 else x
+    return torch.bmm(rows[:, None], matrix.expand(len(rows), *matrix.shape))[: len(x), 0]
+
+
 # Below this many multiplications torch uses a loop of its own (aten/native/LinearAlgebra.cpp, contraction_size).
 _MKL_FROM = 400
 

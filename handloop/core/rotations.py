@@ -51,6 +51,33 @@ def so3_exp(w: Tensor) -> Tensor:
     return (1 - b * sq)[..., None, None] * eye + a[..., None, None] * k + b[..., None, None] * outer
 
 
+def so3_exp_and_turn(w: Tensor) -> tuple[Tensor, Tensor]:
+    """`so3_exp` and `right_jacobian` of (..., 3) at once, for those who need no gradients of them.
+
+    By half angles only (t - sin t)/t^3 cancels near zero; the rest needs no series.
+    """
+    sq = (w * w).sum(-1)
+    half = 0.5 * sq.clamp(min=1e-30).sqrt()
+    k = half.sin() / half
+    a, b = k * half.cos(), 0.5 * k * k
+    c = torch.where(sq < 0.1, _series(sq, 3), (1 - a) / sq.clamp(min=0.1))
+    eye = torch.eye(3, dtype=w.dtype, device=w.device)
+    cross, outer = skew(w), w.unsqueeze(-1) * w.unsqueeze(-2)
+    a, b, c = a[..., None, None], b[..., None, None], c[..., None, None]
+    # I + a K + b K^2 with K^2 = w w^T - |w|^2 I; the Jacobian is a I - b K + c w w^T.
+    rotation = torch.addcmul(torch.addcmul((1 - b * sq[..., None, None]) * eye, a, cross), b, outer)
+    return rotation, torch.addcmul(torch.addcmul(a * eye, b, cross, value=-1), c, outer)
+
+
+def shortened(w: Tensor) -> Tensor:
+    """The same rotations by axis-angles (..., 3) of at most pi: the short way round."""
+    angle = w.square().sum(-1, keepdim=True).sqrt()
+    beyond = angle > torch.pi
+    turns = ((angle - torch.pi) / (2 * torch.pi)).ceil()
+    factor = (angle - 2 * torch.pi * turns) / torch.where(beyond, angle, torch.ones_like(angle))
+    return torch.where(beyond, w * factor, w)
+
+
 def so3_log(r: Tensor) -> Tensor:
     """Axis-angle vectors (..., 3), |w| <= pi, of rotation matrices (..., 3, 3).
 

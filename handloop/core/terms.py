@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from handloop.core.rotations import right_jacobian_inverse, so3_exp, so3_log
+from handloop.core.rotations import (
+    right_jacobian,
+    right_jacobian_inverse,
+    shortened,
+    so3_exp,
+    so3_exp_and_turn,
+    so3_log,
+)
 
 ROTATIONS = slice(0, 48)
 POSE = slice(3, 48)
@@ -34,6 +42,27 @@ class PointsModel(Protocol):
     def points_and_jacobian(self, rotations: Tensor, betas: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 21, 3) and (B, 21, 3, 61)."""
         ...
+
+    def points_and_rows(self, rotations: Tensor, turn: Tensor, betas: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 21, 3) and (B, 21, 3, 25), see `PosedHand.rows`; `turn` (B, 15, 3, 3) from what the finger joints'
+        columns are by to increments of their rotations."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PoseAngles:
+    """The finger joints of a state once more."""
+
+    pose: Tensor
+    """(B, 45) axis-angles, flat mean, each angle at most pi."""
+    turn: Tensor
+    """(B, 15, 3, 3) right Jacobians: an axis-angle's increment d turns its joint by `turn` d."""
+
+    @classmethod
+    def of(cls, rotations: Tensor) -> PoseAngles:
+        """Of (B, 16, 3, 3)."""
+        fingers = so3_log(rotations[:, 1:])
+        return cls(fingers.flatten(1), right_jacobian(fingers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +92,16 @@ class HandState:
         root = torch.stack([x + a * z, y + b * z, z], 1) * c.exp()[:, None]
         return HandState(self.rotations @ spin, self.betas + delta[:, BETAS], root, self.log_focal + delta[:, 61])
 
-    def retract_pose(self, pose: Tensor, delta: Tensor) -> HandState:
+    def retract_pose(self, pose: Tensor, delta: Tensor) -> tuple[HandState, PoseAngles]:
         """As `retract`, with the finger joints' 45 increments added to their axis-angles `pose` (B, 45) instead."""
-        zero = torch.zeros_like(delta[:, POSE])
-        moved = self.retract(torch.cat([delta[:, :3], zero, delta[:, POSE.stop :]], 1))
-        fingers = so3_exp((pose + delta[:, POSE]).reshape(-1, 15, 3))
-        rotations = torch.cat([moved.rotations[:, :1], fingers], 1)
-        return HandState(rotations, moved.betas, moved.root, moved.log_focal)
+        turned = shortened((pose + delta[:, POSE]).reshape(-1, 15, 3))
+        spin, turn = so3_exp_and_turn(torch.cat([delta[:, None, :3], turned], 1))
+        rotations = torch.cat([self.rotations[:, :1] @ spin[:, :1], spin[:, 1:]], 1)
+        a, b, c = delta[:, ROOT].unbind(1)
+        x, y, z = self.root.unbind(1)
+        root = torch.stack([x + a * z, y + b * z, z], 1) * c.exp()[:, None]
+        moved = HandState(rotations, self.betas + delta[:, BETAS], root, self.log_focal + delta[:, 61])
+        return moved, PoseAngles(turned.flatten(1), turn[:, 1:])
 
     def select(self, index: Tensor) -> HandState:
         """Rows by an integer or boolean index."""
@@ -103,25 +135,55 @@ class PosedHand:
     """(B, 21, 3) m, canonical order."""
     pose: Tensor
     """(B, 45) axis-angle of the finger joints, flat mean, each angle at most pi."""
-    points_jacobian: Tensor | None = None
-    """(B, 21, 3, 61) by the columns of an increment without the focal length; None when only energies are wanted."""
-    pose_jacobian: Tensor | None = None
-    """(B, 15, 3, 3) derivative of each joint's axis-angle by its increment."""
+    turn: Tensor | None = None
+    """(B, 15, 3, 3), see `PoseAngles`; None when only energies are wanted."""
+    rows: Tensor | None = None
+    """(B, 21, 3, 25) what the solvers know of the points' Jacobian: by the nine axis-angle increments of the point's
+    own finger (0 at the wrist), then wrist rotation, betas, bearings and log depth; None when only energies are wanted.
+    Blend shapes that reach over from other fingers' joints are left out."""
 
     @classmethod
     def of(cls, model: PointsModel, state: HandState, jacobian: bool) -> PosedHand:
         """Pose a state."""
-        fingers = so3_log(state.rotations[:, 1:])
-        pose = fingers.flatten(1)
-        if not jacobian:
-            return cls(model, state, model.points(state.rotations, state.betas, state.root), pose)
-        points, by_root = model.points_and_jacobian(state.rotations, state.betas, state.root)
-        # The last three columns came by the wrist's position; a, b, c move it by (a z, b z, 0) + c (x, y, z).
-        x, y, z = (v[:, None] for v in state.root.unbind(1))
-        dx, dy, dz = by_root[..., ROOT].unbind(-1)
-        x, y, z = x[..., None], y[..., None], z[..., None]
-        by_root[..., ROOT] = torch.stack([dx * z, dy * z, dx * x + dy * y + dz * z], -1)
-        return cls(model, state, points, pose, by_root, right_jacobian_inverse(fingers))
+        if jacobian:
+            return cls.at(model, state, PoseAngles.of(state.rotations))
+        points = model.points(state.rotations, state.betas, state.root)
+        return cls(model, state, points, so3_log(state.rotations[:, 1:]).flatten(1))
+
+    @classmethod
+    def at(cls, model: PointsModel, state: HandState, angles: PoseAngles) -> PosedHand:
+        """Pose a state whose axis-angles are known already, with Jacobians."""
+        points, rows = model.points_and_rows(state.rotations, angles.turn, state.betas, state.root)
+        rows[..., 22:] = _by_sight(state.root)
+        return cls(model, state, points, angles.pose, angles.turn, rows)
+
+    @property
+    def wants_jacobian(self) -> bool:
+        """Whether terms are to bring their Jacobians."""
+        return self.rows is not None
+
+    @cached_property
+    def points_jacobian(self) -> Tensor | None:
+        """(B, 21, 3, 61) by the columns of an increment without the focal length, complete; computed when asked for,
+        None when only energies are wanted."""
+        if self.rows is None:
+            return None
+        state = self.state
+        _, jac = self.model.points_and_jacobian(state.rotations, state.betas, state.root)
+        jac[..., ROOT] = _by_sight(state.root)
+        return jac
+
+    @cached_property
+    def pose_jacobian(self) -> Tensor | None:
+        """(B, 15, 3, 3) derivative of each finger joint's axis-angle by its increment, as above."""
+        return None if self.rows is None else right_jacobian_inverse(self.pose.unflatten(1, (15, 3)))
+
+
+def _by_sight(root: Tensor) -> Tensor:
+    """(B, 1, 3, 3) derivative of any point by a, b, c, which move the wrist by (a z, b z, 0) + c (x, y, z)."""
+    x, y, z = root.unbind(1)
+    o = torch.zeros_like(z)
+    return torch.stack([z, o, x, o, z, y, o, o, z], 1).reshape(-1, 1, 3, 3)
 
 
 class Kernel(Protocol):
@@ -256,7 +318,7 @@ class AutoTerm:
     def linearise(self, posed: PosedHand) -> Residual:
         """See `Term.linearise`."""
         data = tuple(d.to(posed.points) if d.is_floating_point() else d.to(posed.points.device) for d in self.data)
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             return residual(self.function(posed, *data)[..., None], None, self.kernel)
         with torch.enable_grad():
             delta = posed.points.new_zeros(len(posed.state), N_PARAMS).requires_grad_()

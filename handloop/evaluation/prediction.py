@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +16,8 @@ from handloop.core.camera import Camera
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.joints import CANONICAL_FROM_MANO, TIP_SETS
 from handloop.core.params import HandParams
-from handloop.core.results import FitResult, load_npz, usable_status
+from handloop.core.results import FitResult, usable_status
+from handloop.formats.result_shards import read_results
 from handloop.hand.mesh import regressed_joints, skin
 from handloop.hand.model import HandPair
 
@@ -96,22 +96,17 @@ class Prediction:
 
 
 def read_prediction(path: str | os.PathLike[str]) -> Prediction:
-    """The hands of a `results.npz`, or of the folder that holds one.
+    """The hands of a `results.npz`, or of the folder that holds one or the shards of a bulk run.
 
     Raises:
         InputError: there is no such file.
         FileFormatError: it is not a results file.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "results.npz"
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; name a results.npz, or the folder that handloop fit wrote it to.")
-    arrays = load_npz(file)
+    arrays = read_results(path)
     try:
         return Prediction.from_arrays(arrays)
     except InputError as error:
-        raise FileFormatError(f"{file}: {error}") from error
+        raise FileFormatError(f"{os.fspath(path)}: {error}") from error
 
 
 def meshes(prediction: Prediction, pair: HandPair) -> tuple[Tensor, Tensor]:

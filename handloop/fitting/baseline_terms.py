@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from handloop.core.joints import PALM_POINTS
+from handloop.core.structured import PointResidual
 from handloop.core.terms import POSE, ROOT, HandState, PosedHand, Residual, Term, residual
 from handloop.fitting.problem import FitModel
 from handloop.fitting.terms import PosePrior, Shape
@@ -143,6 +144,20 @@ class CropReprojection:
 
         A hand with a weighted point behind the camera has infinite energy and a finite residual.
         """
+        value, jac, behind = self._see(posed, posed.points_jacobian)
+        out = residual(value, jac)
+        return Residual(out.energy.masked_fill(behind, float("inf")), out.value, out.jacobian)
+
+    def by_point(self, posed: PosedHand) -> PointResidual:
+        """See `PointTerm`."""
+        value, jac, behind = self._see(posed, posed.rows)
+        assert jac is not None
+        out = PointResidual.of(value, jac, None)
+        return PointResidual(out.energy.masked_fill(behind, float("inf")), out.rows)
+
+    def _see(self, posed: PosedHand, by_point: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Residuals (B, 21, 2), their Jacobian (B, 21, 2, C + 1) from the points' (B, 21, 3, C), the focal length's
+        column of zeros behind, and who (B,) is behind the camera."""
         x, y, z = posed.points.unbind(-1)
         behind = ((self.weight > 0) & (z <= 1e-3)).any(1)
         z = z.clamp(min=1e-3)
@@ -154,15 +169,11 @@ class CropReprojection:
         if self.gmof_px is not None:
             shrink = (1 + (error / self.gmof_px).square()).rsqrt()
             value, slope = value * shrink, slope * shrink**3
-        jac = None
-        if posed.points_jacobian is not None:
-            by_point = posed.points_jacobian
-            jac = by_point.new_zeros(*value.shape, 62)
-            per_z = slope * focal / z[..., None]
-            jac[..., :61] = (by_point[:, :, :2] - normalised[..., None] * by_point[:, :, 2:]) * per_z[..., None]
-        out = residual(value, jac)
-        energy = torch.where(behind, torch.full_like(out.energy, float("inf")), out.energy)
-        return Residual(energy, out.value, out.jacobian)
+        if by_point is None:
+            return value, None, behind
+        per_z = (slope * focal / z[..., None])[..., None]
+        jac = (by_point[:, :, :2] - normalised[..., None] * by_point[:, :, 2:]) * per_z
+        return value, torch.nn.functional.pad(jac, (0, 1)), behind
 
     def select(self, index: Tensor) -> CropReprojection:
         """See `Term.select`."""

@@ -77,7 +77,7 @@ class PalmStructure:
             _excess(self.limits.curvature, curvature) / self.sigma_curvature,
             _excess(self.limits.spread, spread) * per_rad,
         ]
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             return _soft(values, None)
         bent, spread_by = palm_structure_jacobian(skeleton, _by_increment(posed.points_jacobian), reference)
         return _soft(values, [bent / self.sigma_curvature, spread_by * per_rad])
@@ -106,7 +106,7 @@ class JointAngles:
         angles = joint_angles(skeleton)
         hulls, per_rad = self.limits.hulls.to(angles.value), 180 / (torch.pi * self.sigma_deg)
         exists = angles.valid[..., None]
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             excess = hulls.excess(angles.value)
             return residual(torch.where(exists, excess, torch.zeros_like(excess)) * per_rad, None)
         excess, by_angles = hulls.excess_and_jacobian(angles.value)

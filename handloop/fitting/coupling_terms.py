@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handloop.core.tables import index
 from handloop.core.terms import POSE, PosedHand, Residual, residual
 from handloop.priors.anatomy import anatomical_angles, angles_and_jacobian
 from handloop.priors.couplings import DIP, MCP, PIP, JointCouplings
@@ -78,10 +79,11 @@ class Spread:
 
 def _angles(posed: PosedHand, rows: list[int], axes: Tensor) -> tuple[Tensor, Tensor | None]:
     """(B, n, 3) angles of some finger joints, and (B, n, 3, 3) by their rotations where a Jacobian is wanted."""
-    rotations = posed.state.rotations[:, 1:][:, rows]
-    if posed.points_jacobian is None:
-        return anatomical_angles(rotations, axes[rows]), None
-    return angles_and_jacobian(rotations, axes[rows])
+    at = index(rows, axes.device)
+    rotations, axes = posed.state.rotations[:, 1:].index_select(1, at), axes.index_select(0, at)
+    if not posed.wants_jacobian:
+        return anatomical_angles(rotations, axes), None
+    return angles_and_jacobian(rotations, axes)
 
 
 def _by_pose(parts: dict[tuple[int, ...], Tensor]) -> Tensor:
@@ -89,5 +91,6 @@ def _by_pose(parts: dict[tuple[int, ...], Tensor]) -> Tensor:
     some = next(iter(parts.values()))
     jac = some.new_zeros(len(some), 4, 15, 3)
     for rows, part in parts.items():
-        jac[:, range(4), list(rows)] = part
+        for finger, row in enumerate(rows):
+            jac[:, finger, row] = part[:, finger]
     return jac.flatten(2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,6 +80,21 @@ class Engine(Protocol):
         ...
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """All products in their tensors' own precision, whatever a training around the fit has chosen.
+
+    A step in bfloat16, or in TensorFloat-32 with its ten bits, lowers no energy near a minimum.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @dataclass(frozen=True, eq=False)
 class TensorEngine:
     """torch on any device, with any terms: the reference."""
@@ -89,7 +105,8 @@ class TensorEngine:
 
     def starts(self, kinematics: Kinematics, seeds: Tensor, views: Views) -> HandState:
         """See `Engine.starts`."""
-        return robust_starts(self, kinematics, seeds, views)
+        with full_precision(seeds.device):
+            return robust_starts(self, kinematics, seeds, views)
 
     def points(self, state: HandState) -> tuple[Tensor, Tensor]:
         """See `Engine.points`."""
@@ -101,11 +118,15 @@ class TensorEngine:
 
     def solve(self, start: HandState, hand: Tensor, options: SolverOptions) -> Solution:
         """See `Engine.solve`."""
-        return solve(self.kinematics, [t.select(hand) for t in self.terms], start, self.free, options)
+        idle = [isinstance(t, Points3d) and t.knows_nothing() for t in self.terms]
+        terms = [t.select(hand) for t, left_out in zip(self.terms, idle, strict=True) if not left_out]
+        with full_precision(start.betas.device):
+            return solve(self.kinematics, terms, start, self.free, options)
 
     def finish(self, state: HandState, posterior: bool) -> Finish:
         """See `Engine.finish`."""
-        return finish(self.kinematics, self.terms, state, self.free, posterior)
+        with full_precision(state.betas.device):
+            return finish(self.kinematics, self.terms, state, self.free, posterior)
 
 
 def uses_fused_engine(model: FitModel, recipe: Recipe) -> bool:

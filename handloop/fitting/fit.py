@@ -29,9 +29,15 @@ MIN_POINTS = 4
 MIN_BOX_PX = 1.0
 """Points in a smaller box are one place, not a hand (or no pixels); a fit would be a hand kilometres away."""
 
-_NUMBERS_PER_START = 40_000
-"""What the tensor engine holds at a time for each start: Jacobians of 21 points, of 45 pose numbers and of every term,
-three 62 x 62 matrices for the current state, the trial and the factor, and copies while they are put together."""
+_NUMBERS_PER_START = 30_000
+"""What the tensor engine holds at a time for each start, measured 22,000: rows of the 21 points, the fingers' products,
+four 64 x 64 matrices for the current state, the trial and the factor, and copies while they are put together."""
+
+_NUMBERS_OF_SPHERES = 35_000
+"""What self-penetration adds to that."""
+
+_STARTS_AT_A_TIME = 65_536
+"""More starts than this make no GPU faster, and hold memory that others may want: float32 takes 8 GB for so many."""
 
 # Two solutions are different when their points, wrist on wrist, are this far apart on average.
 _DISTINCT_M = 0.01
@@ -42,9 +48,15 @@ def _chunk(model: FitModel, recipe: Recipe) -> int:
     to do at once; the fused engine only needs enough hands to share out."""
     if model.like.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.like.device)
-        per_start = _NUMBERS_PER_START * model.like.element_size()
-        return max(64, int(0.5 * free / (per_start * (2 * max(recipe.seeds, 1) + 1))))
+        return hands_within(0.5 * free, recipe, model.like.element_size())
     return 1024 if uses_fused_engine(model, recipe) else 64
+
+
+def hands_within(size: float, recipe: Recipe, item: int) -> int:
+    """How many hands the tensor engine fits at a time in `size` bytes, of numbers of `item` bytes."""
+    numbers = _NUMBERS_PER_START + (_NUMBERS_OF_SPHERES if recipe.self_penetration is not None else 0)
+    starts = min(int(size / (numbers * item)), _STARTS_AT_A_TIME)
+    return max(1, starts // (2 * max(recipe.seeds, 1) + 1))
 
 
 def fit_from(engine: Engine, starts: HandState, per_hand: int, recipe: Recipe) -> Best:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from handloop.core.tables import matrix
 from handloop.core.terms import PosedHand, Residual
 from handloop.priors.anatomy import anatomical_angles, angles_and_jacobian
 from handloop.priors.couplings import HINGES, JointCouplings
@@ -38,10 +38,9 @@ class HingeExtension:
     def linearise(self, posed: PosedHand) -> Residual:
         """(B, 15), 0 for joints that are no hinges."""
         rule = self.couplings.to(posed.points)
-        weight = torch.zeros_like(rule.straight)
-        weight[HINGES] = self.weight
+        weight = matrix([[self.weight * (joint in HINGES) for joint in range(15)]], rule.straight)[0]
         rotations, by_rotation = posed.state.rotations[:, 1:], None
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             angles = anatomical_angles(rotations, rule.axes)
         else:
             angles, by_rotation = angles_and_jacobian(rotations, rule.axes)

@@ -19,13 +19,15 @@ from handloop.core.errors import InputError
 from handloop.core.joints import PALM_POINTS
 from handloop.core.keypoints import Keypoints
 from handloop.core.layout import KeypointLayout
+from handloop.core.structured import ROW_RESIDUAL, PointTerm
 from handloop.core.terms import GemanMcClure, HandState, PosedHand
 from handloop.fitting.engines import choose_engine, free_parameters, standard_terms
 from handloop.fitting.fit import fit_from
+from handloop.fitting.normal import Assembly, by_parameter
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import FitModel
 from handloop.fitting.recipes import Recipe
-from handloop.fitting.solver import SolverOptions, normal_equations
+from handloop.fitting.solver import SolverOptions
 from handloop.fitting.starts import closed_form_starts
 from handloop.hand.kinematics import STARTING_JOINT
 from handloop.hand.model import Hand
@@ -188,10 +190,10 @@ def _reduced(model: FitModel, seen: Observations, recipe: Recipe, state: HandSta
     """Information (63, 63) and gradient (63,) of the offsets with the hands' own parameters eliminated."""
     terms = standard_terms(model, seen, recipe)
     free = free_parameters(recipe, state.betas.device)
-    own = normal_equations(model.kinematics, terms, state, free)
     posed = PosedHand.of(model.kinematics, state, jacobian=True)
-    data = terms[0].linearise(posed)
-    assert data.jacobian is not None
+    own = Assembly.of(free, state.betas).equations(posed, terms)
+    assert isinstance(terms[0], PointTerm)
+    data = terms[0].by_point(posed).rows[:, 3:]
     n = len(state)
     frames = model.plain.frames(state.rotations)[:, list(STARTING_JOINT)]
     scale = (1 + (state.betas * model.plain.scale_dirs()).sum(1))[:, None, None, None]
@@ -206,10 +208,9 @@ def _reduced(model: FitModel, seen: Observations, recipe: Recipe, state: HandSta
     shared = torch.zeros(n, 42, 63, dtype=torch.float64)
     for p in range(21):
         shared[:, 2 * p : 2 * p + 2, 3 * p : 3 * p + 3] = weighted[:, p]
-    cross = data.jacobian.mT @ shared
-    cross[:, ~free] = 0
+    cross = by_parameter(data, free).mT @ shared
     damped = own.hessian + torch.diag_embed(1e-9 * torch.diagonal(own.hessian, dim1=1, dim2=2))
     through = torch.linalg.solve(damped, torch.cat([cross, own.gradient[..., None]], 2))
     information = shared.mT @ shared - cross.mT @ through[..., :63]
-    pull = (shared.mT @ data.value[..., None] - cross.mT @ through[..., 63:])[..., 0]
+    pull = (shared.mT @ data[..., ROW_RESIDUAL].reshape(n, 42, 1) - cross.mT @ through[..., 63:])[..., 0]
     return information.sum(0), pull.sum(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from handloop.core.joints import MANO_PARENTS
 from handloop.core.products import bmm
+from handloop.core.tables import matrix
 from handloop.core.terms import POSE, PosedHand, Residual
 from handloop.priors.spheres import HandSpheres
 
@@ -28,11 +29,10 @@ cost 0.03 when they touch, 1.1 at 4 mm and 61 at 12 mm: keypoints can be weighed
 CLOSEST = 128
 """Pairs counted per hand, those that overlap most."""
 
-_ABOVE = torch.zeros(16, 16, dtype=torch.float64)
+_ABOVE = [[0.0] * 16 for _ in range(16)]
 for _joint, _parent in enumerate(MANO_PARENTS):
     if _parent >= 0:
-        _ABOVE[_joint] = _ABOVE[_parent]
-        _ABOVE[_joint, _joint] = 1
+        _ABOVE[_joint] = [float(k == _joint) or above for k, above in enumerate(_ABOVE[_parent])]
 """(16, 16) with 1 where column k is a finger joint that turns row's part."""
 
 
@@ -60,7 +60,7 @@ class SelfPenetration:
         exponent, chosen = exponent.T.contiguous().topk(min(CLOSEST, len(first)), largest=False)
         value = (2 * self.weight) ** 0.5 * (-0.5 * exponent).exp()
         energy = 0.5 * value.square().sum(1)
-        if posed.points_jacobian is None:
+        if not posed.wants_jacobian:
             return Residual(energy[:n], value[:n], None, POSE)
         # A rotation d of joint k moves a sphere C below it by (G_k d) x (C - x_k), so |C_i - C_j|^2 / 2 with only C_i
         # below k by (G_k d) . (C_i x u - x_k x u), u = C_i - C_j; with only C_j below it, by the opposite, because
@@ -79,7 +79,7 @@ class SelfPenetration:
 
     def _sides(self) -> Tensor:
         """(P, 15) for each finger joint: 1 where only a pair's first sphere hangs on it, -1 only its second, else 0."""
-        above = _ABOVE[:, 1:].to(self.spheres.offset)
+        above = matrix(_ABOVE, self.spheres.offset)[:, 1:]
         first, second = self.spheres.part[self.spheres.pairs].unbind(1)
         return above[first] - above[second]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from handloop.core.structured import PointResidual, Quadratic
 from handloop.core.terms import BETAS, FOCAL, POSE, Kernel, PosedHand, Residual, residual
 from handloop.priors.anatomy import JointLimits, anatomical_angles, angles_and_jacobian
 from handloop.priors.mixture import PosePriorModel
@@ -34,32 +35,63 @@ class Reprojection:
 
     def linearise(self, posed: PosedHand) -> Residual:
         """Residual pairs (B, 42); a hand with a visible point behind the camera has infinite energy."""
+        sight = self._see(posed)
+        out = residual(sight.pairs, sight.jacobian(posed.points_jacobian), self.kernel)
+        return Residual(sight.guarded(out.energy), out.value, out.jacobian)
+
+    def by_point(self, posed: PosedHand) -> PointResidual:
+        """See `PointTerm`."""
+        sight = self._see(posed)
+        jac = sight.jacobian(posed.rows)
+        assert jac is not None
+        out = PointResidual.of(sight.pairs, jac, self.kernel)
+        return PointResidual(sight.guarded(out.energy), out.rows)
+
+    def _see(self, posed: PosedHand) -> _Sight:
         x, y, z = posed.points.unbind(-1)
-        seen = self.inverse_sigma > 0
-        behind = (seen & (z <= 1e-3)).any(1)
+        behind = ((self.inverse_sigma > 0) & (z <= 1e-3)).any(1)
         z = z.clamp(min=1e-3)
         focal = self.focal * posed.state.log_focal.exp()[:, None]
-        xn, yn = x / z, y / z
+        normalised = torch.stack([x / z, y / z], -1)
         scale = focal[:, None] * self.inverse_sigma[..., None]
         offset = (self.princpt[:, None] - self.uv) * self.inverse_sigma[..., None]
-        normalised = torch.stack([xn, yn], -1)
-        pairs = normalised * scale + offset
-        jac = None
-        if posed.points_jacobian is not None:
-            by_point = posed.points_jacobian
-            jac = by_point.new_empty(*pairs.shape, 62)
-            per_z = scale / z[..., None]
-            jac[..., :61] = (by_point[:, :, :2] - normalised[..., None] * by_point[:, :, 2:]) * per_z[..., None]
-            jac[..., 61] = normalised * scale
-        out = residual(pairs, jac, self.kernel)
-        energy = torch.where(behind, torch.full_like(out.energy, float("inf")), out.energy)
-        return Residual(energy, out.value, out.jacobian)
+        return _Sight(normalised, scale, z, normalised * scale + offset, behind)
 
     def select(self, index: Tensor) -> Reprojection:
         """See `Term.select`."""
         return Reprojection(
             self.uv[index], self.inverse_sigma[index], self.focal[index], self.princpt[index], self.kernel
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Sight:
+    """Points as a camera sees them, (B, 21, ...)."""
+
+    normalised: Tensor
+    """x/z and y/z."""
+    scale: Tensor
+    """Focal lengths in sigmas."""
+    z: Tensor
+    """m, positive."""
+    pairs: Tensor
+    """Residuals, sigmas."""
+    behind: Tensor
+    """(B,) whether a visible point is behind the camera."""
+
+    def jacobian(self, by_point: Tensor | None) -> Tensor | None:
+        """(B, 21, 2, C + 1) of the pairs from the points' (B, 21, 3, C), the focal length's column behind."""
+        if by_point is None:
+            return None
+        jac = by_point.new_empty(*self.pairs.shape, by_point.shape[-1] + 1)
+        across = torch.addcmul(by_point[:, :, :2], self.normalised[..., None], by_point[:, :, 2:], value=-1)
+        torch.mul(across, (self.scale / self.z[..., None])[..., None], out=jac[..., :-1])
+        jac[..., -1] = self.normalised * self.scale
+        return jac
+
+    def guarded(self, energy: Tensor) -> Tensor:
+        """Infinite where points are behind the camera."""
+        return energy.masked_fill(self.behind, float("inf"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +109,10 @@ class PosePrior:
             by_joint = slope.unflatten(-1, (15, 3)).transpose(-3, -2)
             jac = (by_joint @ posed.pose_jacobian).transpose(1, 2).reshape(*value.shape, 1, 45)
         return residual(value[..., None], jac, columns=POSE)
+
+    def quadratic(self, posed: PosedHand) -> Quadratic:
+        """See `QuadraticTerm`: in axis-angles the prior's own precision."""
+        return Quadratic(*self.prior.quadratic(posed.pose), POSE)
 
     def select(self, index: Tensor) -> PosePrior:
         """See `Term.select`: the prior is the same for every hand."""
@@ -96,8 +132,8 @@ class Limits:
         """(B, 45) excesses; each depends on its own joint's rotation only."""
         rotations = posed.state.rotations[:, 1:]
         axes = self.limits.axes.to(rotations)
-        scale = 1 / torch.deg2rad(torch.tensor(self.sigma_deg, dtype=torch.float64)).item()
-        if posed.points_jacobian is None:
+        scale = 180 / (torch.pi * self.sigma_deg)
+        if not posed.wants_jacobian:
             value = self.limits.excess(anatomical_angles(rotations, axes)) * scale
             return Residual(0.5 * value.square().sum((1, 2)), value.flatten(1), None)
         angles, by_rotation = angles_and_jacobian(rotations, axes)
@@ -125,6 +161,13 @@ class Shape:
         value = away / self.sigma
         eye = torch.eye(10, dtype=value.dtype, device=value.device) / self.sigma
         return residual(value[..., None], eye.expand(len(posed.state), 10, 10)[:, :, None], columns=BETAS)
+
+    def quadratic(self, posed: PosedHand) -> Quadratic:
+        """See `QuadraticTerm`."""
+        away = posed.state.betas if self.mean is None else posed.state.betas - self.mean
+        eye = torch.eye(10, dtype=away.dtype, device=away.device)
+        precision = self.sigma**-2
+        return Quadratic(0.5 * precision * away.square().sum(1), precision * away, precision * eye, BETAS)
 
     def select(self, index: Tensor) -> Shape:
         """See `Term.select`: the same for every hand."""
@@ -169,6 +212,12 @@ class FocalPrior:
         value = (posed.state.log_focal * scale)[:, None]
         return residual(value[..., None], scale[:, None, None, None], columns=FOCAL)
 
+    def quadratic(self, posed: PosedHand) -> Quadratic:
+        """See `QuadraticTerm`."""
+        precision = self.inverse_sigma.to(posed.state.log_focal).square()
+        pull = precision * posed.state.log_focal
+        return Quadratic(0.5 * pull * posed.state.log_focal, pull[:, None], precision[:, None, None], FOCAL)
+
     def select(self, index: Tensor) -> FocalPrior:
         """See `Term.select`."""
         return FocalPrior(self.inverse_sigma[index])
@@ -193,6 +242,16 @@ class Points3d:
         if posed.points_jacobian is not None:
             jac = posed.points_jacobian * self.inverse_sigma[..., None, None]
         return residual(triples, jac, self.kernel, columns=slice(0, 61))
+
+    def by_point(self, posed: PosedHand) -> PointResidual:
+        """See `PointTerm`."""
+        assert posed.rows is not None
+        triples = (posed.points - self.xyz) * self.inverse_sigma[..., None]
+        return PointResidual.of(triples, posed.rows * self.inverse_sigma[..., None, None], self.kernel)
+
+    def knows_nothing(self) -> bool:
+        """Whether no hand has a 3D point: a solver need not look at the term then."""
+        return not bool((self.inverse_sigma > 0).any())
 
     def select(self, index: Tensor) -> Points3d:
         """See `Term.select`."""

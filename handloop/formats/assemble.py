@@ -120,7 +120,8 @@ def _pictures(
 
 
 def _ids(rows: Rows) -> tuple[str, ...]:
-    names = file_names([found for found, _ in rows.files])
+    found = [found for found, _ in rows.files]
+    names = [file.name or short for file, short in zip(found, file_names(found), strict=True)]
     # A file's own ids stand as they are unless another file uses one of them too.
     owners: dict[str, int] = {}
     shared: set[str] = set()

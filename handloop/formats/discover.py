@@ -22,6 +22,8 @@ class FoundFile:
     """Path below the folder that was named ("/" between parts), or the file's name."""
     named: bool
     """The user named this very file, so that an unknown kind is a problem."""
+    name: str = ""
+    """What ids begin with; "" for the shortest name that no other file of the run has."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def _is_output(parent: str, folders: list[str], names: list[str]) -> bool:
     Named itself, such a folder still gives its `results.npz`.
     """
     finished = "results.npz" in names and "summary.json" in names
-    return finished or ("parts" in folders and Path(parent, "parts", "fingerprint.txt").is_file())
+    begun = (("parts", "fingerprint.txt"), ("shards", "run.json"))
+    return finished or any(part in folders and Path(parent, part, mark).is_file() for part, mark in begun)
 
 
 def _nothing_message(others: list[str], suffixes: frozenset[str]) -> str:

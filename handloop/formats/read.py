@@ -10,7 +10,7 @@ from handloop.formats.assemble import assemble
 from handloop.formats.coco_json import is_coco
 from handloop.formats.csv_table import read_csv
 from handloop.formats.datasets.keypoints import take_data_sets
-from handloop.formats.discover import FoundFile, discover
+from handloop.formats.discover import Discovery, FoundFile, discover
 from handloop.formats.file_hands import FileHands
 from handloop.formats.interhand import is_interhand_companion, is_interhand_data
 from handloop.formats.loading import check_file, read_json
@@ -72,19 +72,50 @@ def read_keypoints(inputs: Sequence[str | Path] | str | Path, options: ReadOptio
     named = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     if not named:
         raise InputError("no input was named; give keypoint files or folders.")
+    _check(options)
+    notes = Notes()
+    problems: list[Problem] = []
+    rest, files = take_data_sets(named, problems, notes) if options.format is None else (named, [])
+    discovery = find_files(rest, options)
+    for sentence in discovery.notes:
+        notes.add(sentence)
+    problems += discovery.problems
+    return _read_all(discovery.files, options, notes, problems, files, discovery.skipped)
+
+
+def find_files(inputs: Sequence[str | Path], options: ReadOptions = ReadOptions()) -> Discovery:  # noqa: B008
+    """The files that `read_keypoints` would read; a data set of pictures is taken for any other folder.
+
+    Raises:
+        InputError: an unknown format or picture folder in `options`.
+    """
+    _check(options)
+    formats = list(_SUFFIXES) if options.format is None else [options.format]
+    return discover(inputs, frozenset(s for name in formats for s in _SUFFIXES[name]))
+
+
+def read_files(files: Sequence[FoundFile], options: ReadOptions = ReadOptions()) -> ReadResult:  # noqa: B008
+    """Read some of the files that `find_files` found, as `read_keypoints` reads all of them."""
+    return _read_all(files, options, Notes(), [], [], ())
+
+
+def _check(options: ReadOptions) -> None:
     if options.format is not None and options.format not in FORMATS:
         raise InputError(f"the format {options.format!r} was given, expected one of {', '.join(FORMATS)}.")
     if options.images is not None and not Path(options.images).is_dir():
         raise InputError(f"the pictures' folder {options.images} was given, which is not a folder.")
-    formats = list(_SUFFIXES) if options.format is None else [options.format]
-    notes = Notes()
-    problems: list[Problem] = []
-    rest, files = take_data_sets(named, problems, notes) if options.format is None else (named, [])
-    discovery = discover(rest, frozenset(s for name in formats for s in _SUFFIXES[name]))
-    for sentence in discovery.notes:
-        notes.add(sentence)
-    problems += discovery.problems
-    for found in discovery.files:
+
+
+def _read_all(
+    found_files: Sequence[FoundFile],
+    options: ReadOptions,
+    notes: Notes,
+    problems: list[Problem],
+    files: list[tuple[FoundFile, FileHands]],
+    skipped: tuple[str, ...],
+) -> ReadResult:
+    """The hands of the files found, behind those of `files`, which were read already."""
+    for found in found_files:
         hands = _read(found, options)
         if isinstance(hands, Problem):
             problems.append(hands)
@@ -96,7 +127,7 @@ def read_keypoints(inputs: Sequence[str | Path] | str | Path, options: ReadOptio
         done.camera,
         done.truth,
         (*problems, *done.problems),
-        discovery.skipped,
+        skipped,
         notes.sentences(),
         len(files),
         done.files_without_hands,

@@ -11,6 +11,7 @@ A right perturbation R_k exp(d) turns every descendant m of k about x_k: dx_m = 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from handloop.core.joints import CANONICAL_FROM_MANO
 from handloop.core.products import bmm
+from handloop.core.tables import index, matrix
+from handloop.hand.fingers import FingerModel
 from handloop.hand.model import Hand
 
 CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
@@ -25,6 +28,10 @@ CHAINS = ((13, 14, 15), (1, 2, 3), (4, 5, 6), (10, 11, 12), (7, 8, 9))
 
 STARTING_JOINT = (0, *(joint for base, middle, distal in CHAINS for joint in (base, middle, distal, distal)))
 """MANO joint whose frame starts at each canonical point: the wrist's, the finger joints' own, the distal at tips."""
+
+_ORDER = [0, *(chain[level] for level in range(3) for chain in CHAINS)]
+_BY_LEVEL = [_ORDER.index(joint) for joint in range(16)]
+"""Where each MANO joint stands in the order (wrist, bases, middles, distals)."""
 
 N_ROT = 48
 N_COLUMNS = 61
@@ -74,12 +81,21 @@ class Kinematics:
         """The same model seen by a source whose points lie off the model's by `offsets` (21, 3) or (B, 21, 3)."""
         return replace(self, offsets=None if offsets is None else offsets.to(self.joints))
 
+    @cached_property
+    def fingers(self) -> FingerModel:
+        """The same constants as the solver uses them."""
+        return FingerModel.of(self, CHAINS)
+
+    def points_and_rows(self, rotations: Tensor, turn: Tensor, betas: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+        """The points and their Jacobian by fingers, see `FingerModel.points_and_rows`."""
+        return self.fingers.points_and_rows(rotations, turn, betas, root)
+
     def scale_dirs(self) -> Tensor:
         """(10,) relative change of the hand's length (wrist to middle fingertip) per beta, at the mean shape.
 
         Offsets grow with the hand: they are multiplied by 1 + scale_dirs . betas.
         """
-        ids = [0, 4, 5, 6]
+        ids = index([0, 4, 5, 6], self.joints.device)
         bones = torch.cat([self.joints[ids], self.tips[2:3]]).diff(dim=0)
         dirs = torch.cat([self.joints_dirs[ids], self.tips_dirs[2:3]]).diff(dim=0)
         lengths = bones.norm(dim=1, keepdim=True)
@@ -149,7 +165,7 @@ class Kinematics:
         tips[..., N_ROT : N_ROT + 10] += _apply(self.tips_weights, carried.flatten(2)).unflatten(2, (3, 10))
         jac[..., N_ROT + 10 :] = torch.eye(3, dtype=jac.dtype, device=jac.device)
         if self.offsets is not None:
-            turned = (fwd.world[:, list(STARTING_JOINT)] @ self.offsets[..., None])[..., 0]
+            turned = (fwd.world[:, index(STARTING_JOINT, betas.device)] @ self.offsets[..., None])[..., 0]
             added = turned * self._scale(betas)[:, None, None]
             for p, start in enumerate(STARTING_JOINT):
                 finger = (p - 1) // 4
@@ -176,20 +192,20 @@ class Kinematics:
     def _forward(self, rotations: Tensor, betas: Tensor, root: Tensor) -> _Forward:
         b = betas.shape[0]
         rest = self.joints + _shape(self.joints_dirs, betas)
-        chain = torch.tensor(CHAINS, device=betas.device)
+        device = betas.device
         world = [rotations[:, :1].expand(b, 5, 3, 3)]
         x = [root[:, None].expand(b, 5, 3)]
         dirs = [betas.new_zeros(b, 5, 3, 10)]
         parent_rest, parent_dirs = rest[:, :1], self.joints_dirs[:1]
         for level in range(3):
-            ids = chain[:, level]
+            ids = index([chain[level] for chain in CHAINS], device)
             bone, bone_dirs = rest[:, ids] - parent_rest, self.joints_dirs[ids] - parent_dirs
             x.append(x[-1] + (world[-1] @ bone[..., None])[..., 0])
             dirs.append(dirs[-1] + world[-1] @ bone_dirs)
             world.append(world[-1] @ rotations[:, ids])
             parent_rest, parent_dirs = rest[:, ids], self.joints_dirs[ids]
         # From (level, finger) to MANO's order.
-        order = torch.argsort(torch.cat([chain.new_zeros(1), chain.T.flatten()]))
+        order = index(_BY_LEVEL, device)
         joint_x = torch.cat([root[:, None], *x[1:]], 1)[:, order]
         joint_world = torch.cat([rotations[:, :1], *world[1:]], 1)[:, order]
         joint_dirs = torch.cat([dirs[0][:, :1], *dirs[1:]], 1)[:, order]
@@ -201,9 +217,9 @@ class Kinematics:
         skinned = (joint_world[:, None] @ arm[..., None])[..., 0] + joint_x[:, None]
         tips = (skinned * self.tips_weights[..., None]).sum(2)
         blend = _apply(self.tips_weights, joint_world.flatten(2)).unflatten(2, (3, 3))
-        points = torch.cat([joint_x, tips], 1)[:, list(CANONICAL_FROM_MANO)]
+        points = torch.cat([joint_x, tips], 1)[:, index(CANONICAL_FROM_MANO, device)]
         if self.offsets is not None:
-            turned = (joint_world[:, list(STARTING_JOINT)] @ self.offsets[..., None])[..., 0]
+            turned = (joint_world[:, index(STARTING_JOINT, device)] @ self.offsets[..., None])[..., 0]
             points = points + turned * self._scale(betas)[:, None, None]
         return _Forward(points, joint_world, joint_x, joint_dirs, skinned, blend)
 
@@ -245,9 +261,5 @@ def _turn(world: Tensor, arm: Tensor) -> Tensor:
 
 def _descendants(like: Tensor) -> Tensor:
     """(16, 16) with 1 where column m is row k or one of its descendants."""
-    table = torch.eye(16)
-    table[0] = 1
-    for chain in CHAINS:
-        for depth, k in enumerate(chain):
-            table[k, list(chain[depth:])] = 1
-    return table.to(like)
+    below = {0: set(range(16))} | {k: set(chain[i:]) for chain in CHAINS for i, k in enumerate(chain)}
+    return matrix([[float(m in below[k]) for m in range(16)] for k in range(16)], like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,19 @@ from handloop.loop.supervise import Supervision
 from handloop.priors.anatomy import anatomical_angles, rotations_from_angles
 from handloop.priors.mixture import PosePriorModel
 from handloop.regressors.network import Lifted
-from handloop.synth.keypoints import KeypointSynth, SyntheticKeypoints, disturbed, random_places, random_rotations
+from handloop.synth.keypoints import (
+    KeypointNoise,
+    KeypointSynth,
+    SyntheticKeypoints,
+    disturbed,
+    random_places,
+    random_rotations,
+)
+
+_OWN_NOISE = KeypointNoise(dropout=0.0, hidden_finger=0.0, swap=0.01, outlier=0.02)
+"""Errors of keypoints like those of the source itself; their level and what is missing follow from the data."""
+_LEVELS = (0.001, 0.03)
+"""Between which the source's level is believed."""
 
 
 def proposal_of(out: Lifted, kinematics: Kinematics, is_right: Tensor, camera: Camera) -> Proposal:
@@ -94,15 +106,26 @@ def with_fits(
     points = filled(kinematics.points(rotations, fitted_betas, root), bare.hands.points)
     known = bare.points_weight > 0
     points = torch.where(known[..., None], bare.hands.points, points)
-    expected = fits.expected_error_mm.float().nan_to_num(1e3)
+    expected = (fits.expected_error_mm.float() * misfit(fits)).nan_to_num(1e3)
     params_weight = torch.where(good, 1 / (1 + (expected / trust.error_mm).square()), torch.zeros(1))
-    relative = (fits.depth_sd.float() / root[:, 2].clamp(min=0.05)).nan_to_num(1e3)
+    relative = (fits.depth_sd.float() * misfit(fits) / root[:, 2].clamp(min=0.05)).nan_to_num(1e3)
     depth_weight = params_weight / (1 + (relative / trust.relative_depth).square())
     hands = SyntheticKeypoints(
         bare.hands.rays, bare.hands.conf, rotations, betas, root, points, bare.hands.offsets, mean_betas
     )
     points_weight = torch.where(known, bare.points_weight, params_weight[:, None].expand(-1, 21))
     return Supervision(hands, points_weight, params_weight, depth_weight, bare.seen, bare.seen_weight, bare.exact)
+
+
+def misfit(fits: CachedFits) -> Tensor:
+    """(B,) at least 1: how much wider a fit's posterior is than it claims, because keypoints are missed by more than
+    their noise. Two fingers taken for each other often leave a hand that is possible, and badly met.
+
+    The square is the energy of the reprojection over what noise alone costs, 1/2 for each coordinate.
+    """
+    energy = fits.energy_terms.get("reprojection", torch.zeros(len(fits), dtype=torch.float64))
+    there = (fits.keypoints_2d[..., 2] > 0).sum(1).clamp(min=1)
+    return (energy / there).clamp(min=1).sqrt().float()
 
 
 def seen_from_elsewhere(
@@ -129,6 +152,7 @@ def seen_from_elsewhere(
     odds = labelled.params_weight
     if n == 0 or not bool((odds > 0).any()):
         return None
+    level = source_level(labelled)
     at = torch.multinomial(odds, n, replacement=True, generator=g)
     hands = labelled.hands
     near = torch.rand(n, generator=g) < options.near
@@ -142,14 +166,33 @@ def seen_from_elsewhere(
     drawn = rotations_from_angles(angles, synth.limits.axes)
     fingers = torch.where(other[:, None, None, None], drawn, fingers)
     shape = hands.mean_betas[at] + synth.options.betas_sd * torch.randn(n, 10, generator=g)
-    betas = torch.where(other[:, None], shape, betas)
+    betas = torch.where((torch.rand(n, generator=g) < options.reshaped)[:, None], shape, betas)
     rotations = torch.cat([(turn @ rotations[:, 0])[:, None], fingers], 1)
     local = synth.kinematics.with_offsets(offsets).points(rotations, betas, torch.zeros(n, 3))
     root = random_places(local, synth.options, g)
     points = local + root[:, None]
-    rays, conf = disturbed(points[..., :2] / points[..., 2:], synth.options.noise, g)
+    exact = points[..., :2] / points[..., 2:]
+    rays, conf = disturbed(exact, synth.options.noise, g)
+    own = (torch.rand(n, generator=g) < options.own_errors)[:, None]
+    theirs, there = hands.conf[at], hands.conf[at] > 0
+    like_source, _ = disturbed(exact, replace(_OWN_NOISE, jitter=(0.7 * level, 2 * level)), g)
+    rays = torch.where(own[..., None], torch.where(there[..., None], like_source, torch.zeros_like(rays)), rays)
+    conf = torch.where(own, theirs, conf)
     seen = SyntheticKeypoints(rays, conf, rotations, betas, root, points, offsets, hands.mean_betas[at])
     return Supervision.of_exact(seen)
+
+
+def source_level(labelled: Supervision) -> float:
+    """Typical error of the source's keypoints, a share of the hand's box: what the fits do not meet, of the median hand
+    that counts."""
+    rows = labelled.params_weight > 0
+    hands = labelled.hands
+    rays, there = hands.rays[rows], (hands.conf[rows] > 0)[..., None]
+    missed = (hands.points[rows, :, :2] / hands.points[rows, :, 2:] - rays).square() * there
+    high = torch.where(there, rays, torch.full_like(rays, -1e9)).amax(1)
+    box = (high - torch.where(there, rays, torch.full_like(rays, 1e9)).amin(1)).amax(1)
+    share = (missed.sum((1, 2)) / (2 * there.sum((1, 2)))).sqrt() / box
+    return float(share.nanmedian().clamp(*_LEVELS))
 
 
 def joined(parts: list[Supervision]) -> Supervision:

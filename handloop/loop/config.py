@@ -99,8 +99,14 @@ class ViewOptions:
     near_deg: float = 30.0
     """Standard deviation of the near ones' turn, about each axis."""
     redrawn: float = 0.5
-    """Share of the views whose fingers and shape are drawn from the priors in place of the fit's, from the pose prior
-    as the run has learned it: the network sees more poses than the hands it learns from show."""
+    """Share of the views whose fingers are drawn from the pose prior as the run has learned it, in place of the fit's:
+    the network sees more poses than the hands it learns from show."""
+    reshaped: float = 0.8
+    """Share of the views whose shape is drawn anew, whatever their fingers: few people give many hands, and the network
+    is to know others."""
+    own_errors: float = 0.75
+    """Share of the views whose keypoints err as their source does: by as much as its fits miss them, with its
+    confidences and missing points. The others err as in `synth.noise`."""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ from torch import Tensor
 from handloop.core.camera import Camera
 from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
+from handloop.core.rotations import so3_log
 from handloop.core.terms import POSE
 from handloop.fitting.engines import free_parameters, standard_terms
 from handloop.fitting.fit import fit_keypoints
+from handloop.fitting.normal import normal_equations
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import HandModels
 from handloop.fitting.proposals import proposal_starts
 from handloop.fitting.recipes import Recipe
-from handloop.fitting.solver import normal_equations
 from handloop.loop.config import PriorOptions
 from handloop.loop.memory import start_at, with_prior
 from handloop.priors.gaussian import GaussianPosePrior
@@ -149,10 +150,11 @@ def laplace(models: HandModels, recipe: Recipe, hands: FittedHands) -> Laplace:
             start = start_at(some.params, some.keypoints.is_right)
             state = proposal_starts(model, start, some.camera, seen)
             free = free_parameters(recipe, model.like.device)
-            equations = normal_equations(model.kinematics, standard_terms(model, seen, recipe), state, free).by_pose()
+            equations = normal_equations(model.kinematics, standard_terms(model, seen, recipe), state, free)
             factor, failed = torch.linalg.cholesky_ex(equations.hessian)
             factor = torch.where((failed > 0)[:, None, None], torch.full_like(factor, float("nan")), factor)
-            pose[at], energy[at] = equations.pose.double().cpu(), equations.energy.double().cpu()
+            pose[at] = so3_log(state.rotations[:, 1:]).flatten(1).double().cpu()
+            energy[at] = equations.energy.double().cpu()
             covariance[at] = torch.cholesky_inverse(factor)[:, POSE, POSE].double().cpu()
             volume[at] = torch.diagonal(factor, dim1=1, dim2=2).log().sum(1).double().cpu()
     return Laplace(pose, energy, covariance, volume)

@@ -211,8 +211,7 @@ class LoopRun(ABC):
         if prior is not None:
             self.prior_version += 1
             if self.ranks.first:
-                self._prior_file().parent.mkdir(exist_ok=True)
-                save_prior(prior, self._prior_file())
+                self._write_prior(prior)
             self.memory.change_prior(prior, self.step, now)
         self.log.write(self.step, {**self._state_of_things(), **self._scores(), "prior_update": line})
 
@@ -223,6 +222,7 @@ class LoopRun(ABC):
         if self.ranks.first:
             write_text(self.folder / "config.json", config_json(self.config))
             self.layout.save(self.folder / "layout.json")
+            self._write_prior(self.memory.prior)
         self.memory.adopt(0)
         if self.config.mode == "static":
             self._fit_once()
@@ -254,6 +254,10 @@ class LoopRun(ABC):
             "layout": layout,
             "starting prior": self._first_prior,
         }
+
+    def _write_prior(self, prior: PosePriorModel) -> None:
+        self._prior_file().parent.mkdir(exist_ok=True)
+        save_prior(prior, self._prior_file())
 
     def _prior_file(self) -> Path:
         return self.folder / "priors" / f"prior-{self.prior_version:04d}.npz"

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from handloop.core.results import FitResult, write_text
 from handloop.loop.cached_fits import CachedFits
 from handloop.loop.log import read_log
+from handloop.priors.mixture import PosePriorModel
+from handloop.priors.prior_file import load_prior
 from handloop.view.overlay import write_overlays
 
 if TYPE_CHECKING:
@@ -42,13 +45,14 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (("energy", "best fits of the batch, mean"), ("held_out_fit_energy", "held-out fits, median")),
     ),
     (
-        "Fits and labels",
+        "Acceptance rate: how often a proposal's fit takes the place of the best one",
+        "share of the fits offered",
+        (("acceptance_rate", "accepted"),),
+    ),
+    (
+        "Labels",
         "share",
-        (
-            ("acceptance_rate", "proposals whose fit beat the best one"),
-            ("labels_used", "hands whose fit is a label"),
-            ("trust", "mean weight of a label"),
-        ),
+        (("labels_used", "hands whose fit is a label"), ("trust", "mean weight of a label")),
     ),
     (
         "Seconds per step",
@@ -63,6 +67,10 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 """Title, unit and (key of the log, words) of each figure."""
 
 
+_BARE = {"displaylogo": False, "displayModeBar": False}
+"""Of plotly: no buttons; zooming with the mouse stays."""
+
+
 def write_run_report(training: LoopRun) -> Path:
     """Write report.html into the run's folder, pictures and plotly's script beside it; returns the page."""
     from plotly.io import to_html
@@ -74,9 +82,11 @@ def write_run_report(training: LoopRun) -> Path:
     script, path = get_plotlyjs(), files / "plotly.min.js"
     if not path.exists() or path.stat().st_size != len(script.encode()):
         write_text(path, script)
-    figures = [_figure(lines, title, unit, curves) for title, unit, curves in _CURVES]
+    figures = [*(_figure(lines, title, unit, curves) for title, unit, curves in _CURVES), _drift(training, lines)]
     drawn = [
-        to_html(figure, include_plotlyjs=False, include_mathjax=False, full_html=False, div_id=f"figure-{i}")
+        to_html(
+            figure, include_plotlyjs=False, include_mathjax=False, full_html=False, div_id=f"figure-{i}", config=_BARE
+        )
         for i, figure in enumerate(figures)
         if figure is not None
     ]
@@ -122,8 +132,44 @@ def _figure(lines: Sequence[dict[str, Any]], title: str, unit: str, curves: Sequ
     for line in lines:
         if (line.get("prior_update") or {}).get("accepted"):
             figure.add_vline(x=line["step"], line_dash="dot", line_color="#888888")
-    figure.update_layout(title=title, xaxis_title="step", yaxis_title=unit, template="plotly_white", showlegend=True)
+    return _laid_out(figure, title, unit, lines)
+
+
+def _laid_out(figure: Figure, title: str, unit: str, lines: Sequence[dict[str, Any]]) -> Figure:
+    """All figures have the same steps below each other."""
+    last = max(line["step"] for line in lines)
+    figure.update_xaxes(title="step", range=[-0.02 * last, 1.02 * last])
+    figure.update_layout(title=title, yaxis_title=unit, template="plotly_white", showlegend=True)
     return figure
+
+
+def _drift(training: LoopRun, lines: Sequence[dict[str, Any]]) -> Figure | None:
+    """How far the pose prior has gone from the one at the start, after each update; None where there was none."""
+    from plotly.graph_objects import Figure, Scatter
+
+    accepted = [line["step"] for line in lines if (line.get("prior_update") or {}).get("accepted")]
+    files = [training.folder / "priors" / f"prior-{version:04d}.npz" for version in range(len(accepted) + 1)]
+    if not accepted or not all(path.is_file() for path in files):
+        return None
+    known = [_moments(load_prior(path)) for path in files]
+    steps = [0, *accepted, training.step]
+    figure = Figure()
+    for words, part in (("mean pose", 0), ("spread (standard deviations)", 1)):
+        away = [float((moments[part] - known[0][part]).square().mean().sqrt()) for moments in known]
+        trace = Scatter(x=steps, y=[*away, away[-1]], name=words, mode="lines+markers", line_shape="hv")
+        figure.add_trace(trace)
+    title = "Pose prior: distance from the one at the start"
+    return _laid_out(figure, title, "degrees, root mean square", lines)
+
+
+def _moments(prior: PosePriorModel) -> tuple[Tensor, Tensor]:
+    """(45,) mean and standard deviation of each angle, degrees, of all components together."""
+    half_log_det = -torch.diagonal(prior.precision_factors, dim1=1, dim2=2).log().sum(1)
+    weights = torch.softmax(half_log_det - prior.offsets, 0)
+    mean = weights @ prior.means
+    within = torch.cholesky_inverse(prior.precision_factors).diagonal(dim1=1, dim2=2)
+    spread = (weights @ (within + (prior.means - mean).square())).sqrt()
+    return torch.rad2deg(mean), torch.rad2deg(spread)
 
 
 def _priors(lines: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +183,8 @@ def _priors(lines: Sequence[dict[str, Any]]) -> str:
         for step, update in attempts
     )
     return (
-        "<h2>Pose priors (dotted lines)</h2><table cellpadding='6'><tr><th>step</th><th>gain of a held-out hand's log "
+        "<h2>Attempts at a better pose prior (those taken: dotted lines)</h2>"
+        "<table cellpadding='6'><tr><th>step</th><th>gain of a held-out hand's log "
         f"evidence</th><th>mean pose moved, degrees</th><th></th></tr>{rows}</table>"
     )
 

@@ -128,3 +128,9 @@ class GaussianPosePrior:
     def linearise(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Residuals (B, 45) of poses (B, 45), and their derivative by the pose (45, 45), the same for all."""
         return self.whiten(pose), self.precision_factor.to(pose).T
+
+    def quadratic(self, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy (B,) at poses (B, 45), its gradient (B, 45) and its second derivative (45, 45), the same for all."""
+        white, factor = self.whiten(pose), self.precision_factor.to(pose)
+        gradient = torch.bmm(factor.expand(len(pose), 45, 45), white[..., None])[..., 0]
+        return 0.5 * white.square().sum(1), gradient, factor @ factor.T

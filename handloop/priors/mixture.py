@@ -142,6 +142,15 @@ class MixturePosePrior:
         slope = self.precision_factors.to(pose)[component].mT
         return torch.cat([white[rows, component], constant[:, None]], 1), torch.nn.functional.pad(slope, (0, 0, 0, 1))
 
+    def quadratic(self, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy (B,) at poses (B, 45), gradient (B, 45) and second derivative (B, 45, 45) of the nearest component."""
+        white = self.whiten(pose)
+        energy, component = self._energies(white).min(1)
+        factors = self.precision_factors.to(pose)
+        mine = white.take_along_dim(component[:, None, None], 1)[:, 0]
+        gradient = torch.bmm(factors[component], mine[..., None])[..., 0]
+        return energy, gradient, (factors @ factors.mT)[component]
+
     def _energies(self, white: Tensor) -> Tensor:
         return 0.5 * white.square().sum(2) + self.offsets.to(white)
 

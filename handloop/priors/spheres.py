@@ -18,6 +18,7 @@ from torch import Tensor
 from handloop.core.errors import ModelError
 from handloop.core.joints import MANO_PARENTS
 from handloop.core.products import bmm
+from handloop.core.tables import index
 from handloop.hand.kinematics import CHAINS
 from handloop.hand.model import Hand
 
@@ -91,16 +92,16 @@ class HandSpheres:
         """
         n = len(betas)
         rest = self.joints + _shaped(self.joints_dirs, betas)
-        chain = torch.tensor(CHAINS, device=betas.device)
         turns, places = [rotations[:, :1].expand(n, 5, 3, 3)], [betas.new_zeros(n, 5, 3)]
         before = rest[:, :1]
         for level in range(3):
-            ids = chain[:, level]
+            ids = index([chain[level] for chain in CHAINS], betas.device)
             places.append(places[-1] + (turns[-1] @ (rest[:, ids] - before)[..., None])[..., 0])
             turns.append(turns[-1] @ rotations[:, ids])
             before = rest[:, ids]
         # From (level, finger) to MANO's order.
-        order = torch.argsort(torch.cat([chain.new_zeros(1), chain.T.flatten()]))
+        by_level = [0, *(chain[level] for level in range(3) for chain in CHAINS)]
+        order = index([by_level.index(joint) for joint in range(16)], betas.device)
         world = torch.cat([turns[0][:, :1], *turns[1:]], 1)[:, order]
         joints = torch.cat([places[0][:, :1], *places[1:]], 1)[:, order]
         arm = self.offset + _shaped(self.offset_dirs, betas)

@@ -19,9 +19,10 @@ from handloop.core.results import FitResult, Status
 from handloop.core.rotations import so3_exp, so3_log
 from handloop.core.terms import AutoTerm, HandState, PosedHand
 from handloop.fitting.engines import uses_fused_engine
+from handloop.fitting.normal import normal_equations
 from handloop.fitting.problem import FitModel, HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
-from handloop.fitting.solver import SolverOptions, normal_equations, solve
+from handloop.fitting.solver import SolverOptions, solve
 from handloop.fitting.terms import PosePrior, Shape
 from handloop.hand.load import embedded_hand
 from handloop.priors.gaussian import GaussianPosePrior

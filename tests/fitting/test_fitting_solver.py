@@ -12,7 +12,8 @@ from torch import Tensor
 
 from handloop.core.terms import BETAS, AutoTerm, Cauchy, GemanMcClure, HandState, PosedHand, Term
 from handloop.fitting.problem import FitModel
-from handloop.fitting.solver import SolverOptions, _solve, finish, solve
+from handloop.fitting.solver import SolverOptions, finish, solve
+from handloop.fitting.steps import solve_systems
 from handloop.fitting.terms import FocalPrior, Limits, Points3d, PosePrior, Reprojection, Shape, Size
 
 F64 = torch.float64
@@ -252,16 +253,18 @@ def test_a_hand_does_not_depend_on_its_batch(
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_linear_systems_round_alike_at_every_place(dtype: torch.dtype) -> None:
-    """And their solutions are right: nothing of the padding comes through."""
     g = torch.Generator().manual_seed(6)
-    root = torch.randn(16, 62, 62, dtype=F64, generator=g)
-    matrix = (root @ root.mT + 5 * torch.eye(62, dtype=F64)).to(dtype)
-    right = torch.randn(16, 62, dtype=F64, generator=g).to(dtype)
-    found = _solve(matrix, right)
+    root = torch.randn(16, 64, 64, dtype=F64, generator=g)
+    matrix = (root @ root.mT + 5 * torch.eye(64, dtype=F64)).to(dtype)
+    right = torch.randn(16, 64, dtype=F64, generator=g).to(dtype)
+    found = solve_systems(matrix, right)
     expected = torch.linalg.solve(matrix.double(), right.double()[..., None])[..., 0]
     torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=1e-4 if dtype == torch.float32 else 1e-12)
     for at in (torch.arange(15, -1, -1), torch.tensor([3, 3]), torch.arange(1, 12)):
-        assert torch.equal(_solve(matrix[at], right[at]), found[at])
+        assert torch.equal(solve_systems(matrix[at], right[at]), found[at])
+    matrix[4] = -matrix[4]
+    failed = solve_systems(matrix, right)
+    assert bool(failed[4].isnan().all()) and torch.equal(failed[5:], found[5:])
 
 
 def test_float32_and_its_batches(problem: Problem) -> None:

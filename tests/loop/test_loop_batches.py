@@ -14,7 +14,7 @@ from handloop.core.layout import KeypointLayout
 from handloop.core.rotations import so3_exp
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import embedded_hand
-from handloop.loop.batches import joined, seen_from_elsewhere, with_fits, without_labels
+from handloop.loop.batches import joined, seen_from_elsewhere, source_level, with_fits, without_labels
 from handloop.loop.cache import FitCache
 from handloop.loop.cached_fits import CachedFits
 from handloop.loop.config import PRESETS, LoopConfig, TrustOptions, ViewOptions, config_json, read_config
@@ -64,6 +64,10 @@ def test_labels_are_the_fits_in_the_canonical_frame(some: tuple[HandData, Cached
     # Surer fits count more.
     error = fits.expected_error_mm.float()
     torch.testing.assert_close(true.params_weight[used], (1 / (1 + (error / 12).square()))[used])
+    # One that misses its keypoints by twice their noise is half as sure as it claims.
+    terms = {"reprojection": torch.full((12,), 4 * 21.0).double()}
+    missing = labels(some, replace(fits, energy_terms=terms))
+    torch.testing.assert_close(missing.params_weight[used], (1 / (1 + (2 * error / 12).square()))[used])
     assert bool((true.depth_weight[used] < true.params_weight[used]).all())
 
 
@@ -111,7 +115,7 @@ def test_views_from_elsewhere_are_exact(some: tuple[HandData, CachedFits]) -> No
     _, fits = some
     true = labels(some, fits)
     g = torch.Generator().manual_seed(0)
-    views = seen_from_elsewhere(true, SYNTH, SYNTH.prior, 40, ViewOptions(redrawn=0.0), g)
+    views = seen_from_elsewhere(true, SYNTH, SYNTH.prior, 40, ViewOptions(redrawn=0.0, reshaped=0.0, own_errors=0.0), g)
     assert views is not None and len(views) == 40 and bool(views.exact.all())
     hands = views.hands
     points = KINEMATICS.points(hands.rotations, hands.betas, hands.root)
@@ -132,7 +136,7 @@ def test_views_show_poses_of_the_prior_as_well(some: tuple[HandData, CachedFits]
     pose = torch.deg2rad(torch.tensor(20.0)) * torch.tensor([0.0, 0.0, 1.0]).repeat(15).double()
     narrow = GaussianPosePrior(pose, 200 * torch.eye(45).double())
     g = torch.Generator().manual_seed(0)
-    views = seen_from_elsewhere(true, SYNTH, narrow, 60, ViewOptions(redrawn=1.0), g)
+    views = seen_from_elsewhere(true, SYNTH, narrow, 60, ViewOptions(redrawn=1.0, own_errors=0.0), g)
     assert views is not None
     fingers = views.hands.rotations[:, 1:]
     # The limits may move an angle, the same for all.
@@ -142,6 +146,43 @@ def test_views_show_poses_of_the_prior_as_well(some: tuple[HandData, CachedFits]
     assert float((fingers.mean(0) - inside[0]).abs().max()) < 0.02
     points = KINEMATICS.points(views.hands.rotations, views.hands.betas, views.hands.root)
     torch.testing.assert_close(views.hands.rays, points[..., :2] / points[..., 2:], rtol=0, atol=1e-4)
+
+
+def test_views_show_other_shapes_with_the_fits_fingers(some: tuple[HandData, CachedFits]) -> None:
+    true = labels(some, some[1])
+    g = torch.Generator().manual_seed(0)
+    views = seen_from_elsewhere(true, SYNTH, SYNTH.prior, 200, ViewOptions(redrawn=0.0, reshaped=1.0), g)
+    assert views is not None
+    known = true.hands.rotations[true.params_weight > 0][:, 1:]
+    for fingers in views.hands.rotations[:, 1:]:
+        assert float((known - fingers).abs().amax((1, 2, 3)).min()) < 1e-6
+    assert float(views.hands.betas.std()) == pytest.approx(SYNTH.options.betas_sd, rel=0.1)
+
+
+def test_views_err_as_their_source_does(some: tuple[HandData, CachedFits]) -> None:
+    """By as much as the fits miss the keypoints; what the source does not show is missing."""
+    true = labels(some, some[1])
+    rays = true.hands.rays
+    box = (rays.amax(1) - rays.amin(1)).amax(1)[:, None, None]
+    noise = 0.01 * box * torch.randn(rays.shape, generator=torch.Generator().manual_seed(1))
+    points = true.hands.points
+    rays = points[..., :2] / points[..., 2:] + noise
+    conf = true.hands.conf.clone()
+    conf[:, 7] = 0.0
+    noisy = replace(true, hands=replace(true.hands, rays=torch.where(conf[..., None] > 0, rays, 0 * rays), conf=conf))
+    assert source_level(noisy) == pytest.approx(0.01, rel=0.2)
+    g = torch.Generator().manual_seed(0)
+    views = seen_from_elsewhere(noisy, SYNTH, SYNTH.prior, 400, ViewOptions(own_errors=1.0), g)
+    assert views is not None
+    hands = views.hands
+    assert (
+        bool((hands.conf[:, 7] == 0).all()) and bool((hands.rays[:, 7] == 0).all()) and int(hands.conf[0].sum()) == 20
+    )
+    exact = hands.points[..., :2] / hands.points[..., 2:]
+    size = (exact.amax(1) - exact.amin(1)).amax(1)[:, None, None]
+    missed = ((hands.rays - exact) / size)[hands.conf > 0]
+    typical = float(missed.abs().median()) / 0.6745
+    assert 0.005 < typical < 0.03
 
 
 def test_hands_without_labels_cost_their_reprojection_only(some: tuple[HandData, CachedFits]) -> None:

@@ -14,10 +14,11 @@ from handloop.core.params import HandParams
 from handloop.core.rotations import so3_exp
 from handloop.core.terms import HandState
 from handloop.fitting.engines import standard_terms
+from handloop.fitting.normal import normal_equations
 from handloop.fitting.observe import Observations
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import Recipe
-from handloop.fitting.solver import SolverOptions, normal_equations
+from handloop.fitting.solver import SolverOptions
 from handloop.hand.load import embedded_hand
 from handloop.loop import learn_prior as module
 from handloop.loop.cache import FitCache
@@ -92,7 +93,7 @@ def test_the_posterior_covariance_is_the_inverse_of_the_energys_curvature(
     def gradient(pose: torch.Tensor) -> torch.Tensor:
         rotations = torch.cat([matrices[:, :1], so3_exp(pose.reshape(-1, 15, 3))], 1)
         state = HandState(rotations, few.params.betas, root, torch.zeros(3).double())
-        return normal_equations(models.right.kinematics, terms, state, free).by_pose().gradient
+        return normal_equations(models.right.kinematics, terms, state, free).gradient
 
     # The prior's part of the curvature dominates stiff directions: H d of the numbers against the matrix's inverse.
     whole = torch.linalg.inv(at.covariance)

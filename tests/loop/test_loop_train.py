@@ -7,12 +7,14 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -239,6 +241,35 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     assert verify(folder / "fits" / "fits-r00of01.sqlite").problems == ()
+    again = train(folder, data, TINY)
+    for one, other in zip(everything(undisturbed, content), everything(again, content), strict=True):
+        assert one == other
+    again.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(
+    tmp_path: Path, data: HandData, content: Content, undisturbed: LoopTraining, seed: int
+) -> None:
+    """`benchmarks/loop_kills.py` does this many times."""
+    draw = np.random.default_rng(seed)
+    folder = tmp_path / "a"
+    here, there = FORK.Pipe(duplex=False)
+
+    def work() -> None:
+        LoopTraining(folder, data, embedded_hand(), TINY).run(lambda at: there.send(at.step))
+
+    for _ in range(1 + seed % 2):  # Of every second run, what goes on is killed, too.
+        child = FORK.Process(target=work)
+        child.start()
+        for _ in range(int(draw.integers(0, 3))):
+            here.recv()
+        time.sleep(float(draw.uniform(0, 0.2)))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        while here.poll():
+            here.recv()
     again = train(folder, data, TINY)
     for one, other in zip(everything(undisturbed, content), everything(again, content), strict=True):
         assert one == other

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from handloop.formats.datasets import coco_set, interhand_set
-from handloop.formats.datasets.open import LAYOUTS, read_layout, recognise
+from handloop.formats.datasets.open import LAYOUTS, Layout, read_layout, recognise
 from handloop.formats.discover import FoundFile
 from handloop.formats.file_hands import FileHands
 from handloop.formats.notes import Notes
@@ -18,6 +18,11 @@ from handloop.formats.picture_set import PictureSet
 
 # The files of the others are keypoint files in their own right and are found one by one, also beside other files.
 _WHOLE = tuple(layout for layout in LAYOUTS if layout.found not in (coco_set.found, interhand_set.found))
+
+
+def data_set_at(path: Path) -> Layout | None:
+    """The data set that is read as a whole where `path` is its folder, None where it is anything else."""
+    return recognise(path, _WHOLE) if path.is_dir() else None
 
 
 def take_data_sets(
@@ -37,7 +42,7 @@ def take_data_sets(
     taken: list[tuple[FoundFile, FileHands]] = []
     for given in inputs:
         path = Path(given)
-        layout = recognise(path, _WHOLE) if path.is_dir() else None
+        layout = data_set_at(path)
         if layout is None:
             left.append(given)
             continue

@@ -1,0 +1,1 @@
+"""Fitting millions of hands in shards, on one machine or a cluster: `handloop fit --engine ray`."""

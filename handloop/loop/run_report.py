@@ -31,7 +31,7 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "weighted",
         tuple(
             (f"loss_{name}", name.replace("_", " "))
-            for name in ("points", "fingers", "rotations", "betas", "log_depth", "reprojection")
+            for name in ("points", "fingers", "rotations", "betas", "log_depth", "reprojection", "located")
         ),
     ),
     (

@@ -195,7 +195,12 @@ class FitResult:
                 ),
                 keypoints_2d_fit=tensor("keypoints_2d_fit"),
                 energy=tensor("energy"),
-                energy_terms={k.removeprefix("energy_"): tensor(k) for k in arrays if k.startswith("energy_")},
+                # One text, what energies are measured with, has a name like theirs.
+                energy_terms={
+                    k.removeprefix("energy_"): tensor(k)
+                    for k, v in arrays.items()
+                    if k.startswith("energy_") and v.ndim
+                },
                 rms_px=tensor("rms_px"),
                 status=tensor("status"),
                 steps=tensor("steps"),

@@ -21,6 +21,10 @@ from typing import Any, cast
 import torch
 from numba import njit
 from numba.core import config
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 _PACKAGE = Path(__file__).parent
 
@@ -86,34 +90,78 @@ def ensure_compiled() -> None:
         pass
 
 
+class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """Code that only its callers take in: optimised and turned into machine code with them, not by itself as well."""
+
+    def finalize(self) -> None:
+        """Link in the functions called from here, and no more."""
+        for library in dict.fromkeys(self._linking_libraries):
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _PartLowering(NativeLowering):  # type: ignore[misc]
+    """numba's, without wrappers for Python: to take the large tuples apart they have more code than the functions."""
+
+    _name = "part_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        """See numba's `LoweringPass`."""
+        flags = state.flags
+        flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        super().run_pass(state)
+        # Callers find a function by its entry point from Python; this one refuses every call.
+        entry = [].clear
+        state.targetctx.insert_user_function(entry, state.cr.fndesc, [state.library])
+        state.cr = state.cr._replace(cfunc=entry)
+        return True
+
+
+class _PartCompiler(CompilerBase):  # type: ignore[misc]
+    """numba's compiler with `_PartLowering`."""
+
+    def define_pipelines(self) -> list[Any]:
+        """See numba's `CompilerBase`."""
+        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        manager.passes = [(_PartLowering if p is NativeLowering else p, why) for p, why in manager.passes]
+        manager.finalize()
+        return [manager]
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of the kernels' functions: compiled at the first call, without the interpreter's lock."""
-    return _compiled(function, False)
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for small functions, and those of the large tuples, whose passing would cost more than their work."""
-    return _compiled(function, True)
-
-
-def _compiled(function: Callable[..., Any], inline: bool) -> Callable[..., Any]:
+    """Decorator of the functions called from Python: compiled at the first call, without the interpreter's lock."""
     # numba reads the cache folder when it decorates; the setting is put back so that other code keeps its own.
     before = config.CACHE_DIR  # type: ignore[attr-defined]
     config.CACHE_DIR = str(_FOLDER)  # type: ignore[attr-defined]
     try:
-        decorate = cast(Any, njit)(
-            cache=True,
-            fastmath=_FASTMATH,
-            error_model="numpy",
-            boundscheck=False,
-            nogil=True,
-            forceinline=inline,
-            # No counting of references: the kernels allocate nothing, and the locked increments took half their time.
-            _nrt=False,
-        )
-        return cast(Callable[..., Any], decorate(function))
+        return _jit(function, cache=True)
     finally:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of the functions that those call; from Python they cannot be called."""
+    return _jit(function, pipeline_class=_PartCompiler)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for small functions, and those of the large tuples, whose passing would cost more than their work."""
+    return _jit(function, pipeline_class=_PartCompiler, forceinline=True)
+
+
+def _jit(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+    decorate = cast(Any, njit)(
+        fastmath=_FASTMATH,
+        error_model="numpy",
+        boundscheck=False,
+        nogil=True,
+        # No counting of references: the kernels allocate nothing, and the locked increments took half their time.
+        _nrt=False,
+        **options,
+    )
+    return cast(Callable[..., Any], decorate(function))
 
 
 def share_out(work: Callable[[int, int], None], n: int, run: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import inlined, part
 from handloop.fitting.fused.records import RHS, STRIDE, WIDTH
 
 GEMAN_MCCLURE, HUBER, CAUCHY = 0, 1, 2
@@ -109,7 +109,7 @@ def right_jacobian_inverse(x, y, z, out):
     out[5], out[7] = d * y * z - 0.5 * x, d * y * z + 0.5 * x
 
 
-@compiled
+@part
 def so3_log(r, k, out, at):
     """out[at : at + 3] = axis-angle vector of the rotation matrix r[k : k + 9].
 
@@ -195,7 +195,7 @@ def robust_scale(s, c2, kind):
     return np.sqrt(c2 / (c2 + s))
 
 
-@compiled
+@part
 def factorise(hessian, gradient, n, damping, floor, factor, row, inverse):
     """Cholesky factor U^T U of H + damping diag(H) + floor, and U^-T (-gradient) in its column RHS.
 
@@ -253,7 +253,7 @@ def factorise(hessian, gradient, n, damping, floor, factor, row, inverse):
     return True
 
 
-@compiled
+@part
 def back_substitute(factor, inverse, n, x):
     """x = U^-1 (column RHS), four unknowns at a time: their sums do not wait for each other."""
     k = n

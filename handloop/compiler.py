@@ -30,6 +30,7 @@ _PACKAGE = Path(__file__).parent
 
 _KERNELS = (
     "compiler.py",
+    "so3_kernel.py",
     *sorted(f"fitting/fused/{f.name}" for f in (_PACKAGE / "fitting/fused").glob("*.py") if f.name != "engine.py"),
     "regressors/lifter_kernel.py",
     "regressors/network.py",

@@ -9,9 +9,10 @@ import numpy as np
 
 from handloop.compiler import inlined, part
 from handloop.fitting.fused.linearise import angle_rows
-from handloop.fitting.fused.math import mul, right_jacobian_inverse, so3_log
+from handloop.fitting.fused.math import mul, right_jacobian_inverse
 from handloop.fitting.fused.records import STRIDE
 from handloop.priors.couplings import DIP, HINGES, MCP, PIP
+from handloop.so3_kernel import so3_log
 
 _MCP, _PIP, _DIP, _HINGES = np.array(MCP), np.array(PIP), np.array(DIP), np.array(HINGES)
 _LARGEST_EXPONENT = 4.0

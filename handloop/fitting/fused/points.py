@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from handloop.compiler import inlined, part
-from handloop.fitting.fused.math import cross_columns, exp_coefficients, mul, right_jacobian, rotation, turn_vector
+from handloop.fitting.fused.math import cross_columns, mul, right_jacobian, turn_vector
 from handloop.fitting.fused.records import WIDTH
 from handloop.hand.kinematics import CHAINS, STARTING_JOINT
+from handloop.so3_kernel import exp_coefficients, rotation
 
 JOINT = np.array(CHAINS)
 START = np.array(STARTING_JOINT)

@@ -11,8 +11,9 @@ from handloop.compiler import compiled, inlined, part
 from handloop.fitting.fused.energy import energy_of
 from handloop.fitting.fused.extras import add_extras, extra_energy
 from handloop.fitting.fused.linearise import linearise
-from handloop.fitting.fused.math import back_substitute, exp_coefficients, factorise, mul, rotation, so3_log
+from handloop.fitting.fused.math import back_substitute, factorise, mul
 from handloop.fitting.fused.records import STRIDE, N, make_work, one_of
+from handloop.so3_kernel import exp_coefficients, rotation, so3_log
 
 
 @part

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,6 +74,7 @@ _WARM_UP = (
 )
 
 
+@lru_cache(maxsize=1)
 def ensure_compiled() -> None:
     """Fill the cache in a process of its own, once, so that every run works with code loaded from it.
 

@@ -59,7 +59,7 @@ class Camera:
         """
         matrix = np.asarray(k.numpy(force=True) if torch.is_tensor(k) else k, dtype=np.float64)
         if matrix.shape == (3, 3):
-            matrix = np.broadcast_to(matrix, (1 if n is None else n, 3, 3))
+            matrix = matrix[None].repeat(1 if n is None else n, 0)
         check_shape("K", matrix.shape, (n, 3, 3))
         if not (np.abs(matrix[:, 2] - (0.0, 0.0, 1.0)) <= (1e-8, 1e-8, 1e-5)).all():
             raise InputError(
@@ -67,8 +67,7 @@ class Camera:
             )
         if not ((np.abs(matrix[:, 0, 1]) <= 1e-6 * np.abs(matrix[:, 0, 0])) & (matrix[:, 1, 0] == 0)).all():
             raise InputError("K has a skew entry, which this camera model lacks; rectify the picture or set it to 0.")
-        focal = np.stack([matrix[:, 0, 0], matrix[:, 1, 1]], 1)
-        return cls(torch.from_numpy(focal), torch.from_numpy(matrix[:, :2, 2].copy()))
+        return cls(torch.from_numpy(matrix[:, (0, 1), (0, 1)]), torch.from_numpy(matrix[:, :2, 2].copy()))
 
     @classmethod
     def assumed(cls, image_size: Tensor, box: Tensor) -> Camera:

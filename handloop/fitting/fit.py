@@ -129,7 +129,7 @@ def pick_finalists(energy: np.ndarray, flips: np.ndarray, keep: int) -> np.ndarr
     """
     chosen = energy.argsort(axis=1, kind="stable")[:, :keep]
     if keep > 1:
-        flip = np.take_along_axis(flips, chosen, 1)
+        flip = flips[np.arange(len(flips))[:, None], chosen]
         other = np.where(flips == flip[:, :1], np.inf, energy)
         lacking = (flip == flip[:, :1]).all(1)
         chosen[:, -1] = np.where(lacking, other.argmin(1), chosen[:, -1])

@@ -108,7 +108,8 @@ class Observations:
 
     def inverse_sigma(self, recipe: Recipe) -> Tensor:
         """(B, 21) conf / sigma, 1/px; 0 for missing points."""
-        return self.conf / (self.sigma[:, None] * torch.tensor(recipe.noise_ratios(), dtype=torch.float64).to(self.uv))
+        ratios = torch.from_numpy(np.array(recipe.noise_ratios())).to(self.uv)
+        return self.conf / (self.sigma[:, None] * ratios)
 
     def views(self) -> Views:
         """Rays for the closed-form starts."""

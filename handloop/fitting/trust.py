@@ -65,18 +65,21 @@ def judge(
     ratio = np.maximum(above.numpy(force=True) / birge[:, None], 0.0)
     odds = np.where(np.isnan(ratio), 0.0, np.exp(-ratio))
     odds = odds / (1 + odds.sum(1, keepdims=True))
-    between = np.sqrt(odds)[..., None, None] * np.nan_to_num(others.numpy(force=True))
-    own = INFLATION**2 * torch.from_numpy(birge).to(sd) * posterior.aligned
-    aligned = own + aligned_variance(torch.from_numpy(np.moveaxis(between, 1, 3)).to(sd), points)
+    away = others.numpy(force=True)
+    between = np.sqrt(odds)[..., None, None] * np.where(np.isfinite(away), away, 0.0)
+    between = aligned_variance(between.transpose(0, 2, 3, 1), points.numpy(force=True))
     # The mean of a 3D distance is 0.92 of its root mean square.
-    return Trust(sd, depth_sd, 0.92 * aligned.sqrt(), posterior.condition, _weakest(posterior.directions))
+    expected = 0.92 * np.sqrt(INFLATION**2 * birge * posterior.aligned.numpy(force=True) + between)
+    error = torch.from_numpy(expected).to(sd)
+    return Trust(sd, depth_sd, error, posterior.condition, _weakest(posterior.directions))
 
 
 _IN_WORDS = [[f"{a}, then {b}" for b in DIRECTIONS] for a in DIRECTIONS]
 
 
 def _weakest(directions: Tensor) -> tuple[str, ...]:
-    order = np.argsort(-np.nan_to_num(directions.numpy(force=True)), axis=1, kind="stable")[:, :2].tolist()
+    variances = directions.numpy(force=True)
+    order = np.argsort(np.where(np.isnan(variances), 0.0, -variances), axis=1, kind="stable")[:, :2].tolist()
     return tuple(_IN_WORDS[a][b] for a, b in order)
 
 

@@ -69,9 +69,8 @@ _HERE = hashlib.sha256(f"{_PACKAGE} {sys.version}".encode()).hexdigest()[:16]
 _MARKER = _FOLDER / f"compiled-{_HERE}"
 """Left when these sources, at this place and for this Python, have been compiled: numba's cache is by place as well."""
 
-_WARM_UP = (
-    "import numpy as np, handloop; handloop.fit(np.arange(42.0).reshape(1, 21, 2), hand='embedded', device='cpu')"
-)
+WARM_UP = "import numpy as np, handloop; handloop.fit(np.arange(42.0).reshape(1, 21, 2), hand='embedded', device='cpu')"
+"""A fit that calls every kernel."""
 
 
 @lru_cache(maxsize=1)
@@ -86,7 +85,7 @@ def ensure_compiled() -> None:
     logging.getLogger("handloop").warning("compiling the fit, once per installation (about a minute) ...")
     environment = {**os.environ, "HANDLOOP_COMPILING": "1"}
     try:
-        done = subprocess.run([sys.executable, "-c", _WARM_UP], env=environment, capture_output=True, check=False)
+        done = subprocess.run([sys.executable, "-c", WARM_UP], env=environment, capture_output=True, check=False)
         if done.returncode == 0:
             _MARKER.touch()
     except OSError:
@@ -99,6 +98,7 @@ class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     def finalize(self) -> None:
         """Link in the functions called from here, and no more."""
         for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
@@ -115,8 +115,9 @@ class _PartLowering(NativeLowering):  # type: ignore[misc]
         flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
         state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         super().run_pass(state)
-        # Callers find a function by its entry point from Python; this one refuses every call.
-        entry = [].clear
+        # Compiled callers find a function by its entry point from Python, which must be a built-in one of its own; this
+        # one answers every call with a TypeError.
+        entry = object().__format__
         state.targetctx.insert_user_function(entry, state.cr.fndesc, [state.library])
         state.cr = state.cr._replace(cfunc=entry)
         return True

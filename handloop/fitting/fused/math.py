@@ -1,4 +1,4 @@
-"""Compiled building blocks: 3x3 products, Jacobians of SO(3), arc tangents, robust costs, Cholesky. All arrays are float64."""
+"""Compiled building blocks: 3x3 products, Jacobians of SO(3), arc tangents, robust costs, Cholesky; all float64."""
 
 from __future__ import annotations
 

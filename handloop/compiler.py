@@ -92,7 +92,7 @@ def ensure_compiled() -> None:
         pass
 
 
-class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+class _PartLibrary(JITCodeLibrary):
     """Code that only its callers take in: optimised and turned into machine code with them, not by itself as well."""
 
     def finalize(self) -> None:
@@ -103,8 +103,8 @@ class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _PartLowering(NativeLowering):  # type: ignore[misc]
+@cast(Any, register_pass)(mutates_CFG=True, analysis_only=False)
+class _PartLowering(NativeLowering):
     """numba's, without wrappers for Python: to take the large tuples apart they have more code than the functions."""
 
     _name = "part_lowering"
@@ -113,8 +113,8 @@ class _PartLowering(NativeLowering):  # type: ignore[misc]
         """See numba's `LoweringPass`."""
         flags = state.flags
         flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
-        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        super().run_pass(state)
+        state.library = cast(Any, _PartLibrary)(state.targetctx.codegen(), state.func_id.func_qualname)
+        cast(Any, super()).run_pass(state)
         # Compiled callers find a function by its entry point from Python, which must be a built-in one of its own; this
         # one answers every call with a TypeError.
         entry = object().__format__
@@ -123,12 +123,12 @@ class _PartLowering(NativeLowering):  # type: ignore[misc]
         return True
 
 
-class _PartCompiler(CompilerBase):  # type: ignore[misc]
+class _PartCompiler(CompilerBase):
     """numba's compiler with `_PartLowering`."""
 
     def define_pipelines(self) -> list[Any]:
         """See numba's `CompilerBase`."""
-        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        manager = cast(Any, DefaultPassBuilder).define_nopython_pipeline(self.state)
         manager.passes = [(_PartLowering if p is NativeLowering else p, why) for p, why in manager.passes]
         manager.finalize()
         return [manager]

@@ -92,8 +92,10 @@ class Keypoints:
         if len(names) != n or len(set(names)) != n:
             raise InputError(f"ids must be {n} different names, got {len(names)} with {len(set(names))} different.")
         frames = _one_or_many("frame", np.array(-1) if frame is None else frame, n, np.int64)
-        columns = (torch.from_numpy(column) for column in (xy, conf, sides, size))
-        return cls(*columns, names, _texts("source", source, n), torch.from_numpy(frames), _texts("image", image, n))
+        return cls(
+            *(torch.from_numpy(xy), torch.from_numpy(conf), torch.from_numpy(sides), torch.from_numpy(size)),
+            *(names, _texts("source", source, n), torch.from_numpy(frames), _texts("image", image, n)),
+        )
 
     def box(self) -> Tensor:
         """Tight box of the visible points: (N, 4) x0, y0, x1, y1 in px; zeros for hands without points.

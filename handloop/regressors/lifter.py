@@ -151,9 +151,9 @@ class PairLifter:
         keypoints, camera = batch.keypoints, batch.camera
         from handloop.so3_kernel import rotation_vectors
 
-        rays = camera.normalise(keypoints.xy).numpy()
+        seen = camera.normalise(keypoints.xy).numpy()
         sign = np.where(keypoints.is_right.numpy(), 1.0, -1.0)[:, None]
-        rays = torch.from_numpy(np.stack([rays[..., 0] * sign, rays[..., 1]], -1))
+        rays = torch.from_numpy(np.stack([seen[..., 0] * sign, seen[..., 1]], -1))
         lift = self.lifter.compiled.lift
         rotations, betas, root, sd = lift(rays, keypoints.conf, layout.offsets, layout.mean_betas)
         # Seen in a mirror, axis-angles keep their x, positions all but theirs (`HandParams.mirrored`).

@@ -93,8 +93,8 @@ class Output:
         """Take over the finite solutions; the rest keep NaN and the status "failed"."""
         solution, state = best.solution, best.solution.state
         # Views of the same memory in numpy, which takes a third of torch's time for a few numbers.
-        parts = (solution.energy, state.rotations.flatten(1), state.root, state.betas)
-        good = np.isfinite(np.concatenate([p.numpy(force=True).reshape(len(at), -1) for p in parts], 1)).all(1)
+        parts = (solution.energy[:, None], state.rotations.flatten(1), state.root, state.betas)
+        good = np.isfinite(np.concatenate([part.numpy(force=True) for part in parts], 1)).all(1)
         rows = at.numpy()[good]
 
         def put(into: Tensor, value: Tensor) -> None:

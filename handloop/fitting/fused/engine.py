@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -154,18 +153,7 @@ def _model_for(model: FitModel, recipe: Recipe, free: Tensor, has_anchor: bool) 
 
 def _share_out(kernel: Callable[..., Any], arguments: tuple[Any, ...], n: int) -> None:
     """Call a compiled loop over ranges of 0 .. n - 1, each with a working set of its own."""
-    share_out(lambda first, last: kernel(*arguments, _arena(), first, last), n, _RUN)
-
-
-_KEPT = threading.local()
-
-
-def _arena() -> np.ndarray:
-    """This thread's working set. Kept, because fresh memory costs a lone hand as much as a step."""
-    if not hasattr(_KEPT, "arena"):
-        _KEPT.arena = np.zeros(ARENA)
-    arena: np.ndarray = _KEPT.arena
-    return arena
+    share_out(lambda first, last: kernel(*arguments, np.zeros(ARENA), first, last), n, _RUN)
 
 
 def _constants(model: FitModel, recipe: Recipe, free: Tensor, has_anchor: bool) -> Model:

@@ -107,6 +107,7 @@ class Keypoints:
         return self._box.clone()
 
     @cached_property
+    @np.errstate(all="ignore")
     def _box(self) -> Tensor:
         xy, visible = self.xy.numpy(force=True), self.conf.numpy(force=True) > 0
         # Sorted, what is missing comes last: the lower median of the rest.

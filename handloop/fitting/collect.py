@@ -214,5 +214,4 @@ def weighted_rms(error: Tensor, conf: Tensor) -> Tensor:
     """(N,) root of the confidence-weighted mean squared distance of (N, 21, 2) px errors; NaN without points."""
     away, weight = error.numpy(), conf.numpy()
     sq = np.where(weight > 0, (away * away).sum(-1), 0.0)
-    with np.errstate(invalid="ignore"):
-        return torch.from_numpy(np.sqrt((sq * weight).sum(1) / weight.sum(1)))
+    return torch.from_numpy(np.sqrt((sq * weight).sum(1) / weight.sum(1)))

@@ -136,6 +136,8 @@ def pick_finalists(energy: np.ndarray, flips: np.ndarray, keep: int) -> np.ndarr
     return chosen
 
 
+# Bad hands end in infinity or NaN and a status, not in warnings.
+@np.errstate(all="ignore")
 def fit_keypoints(
     models: HandModels,
     keypoints: Keypoints,

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def timed(call: Callable[[], object], repeats: int = 1) -> Time:
     return Time(min(w for w, _ in taken), min(c for _, c in taken))
 
 
-def timed_command(command: Sequence[str], repeats: int = 3) -> Time:
+def timed_command(command: Sequence[str], repeats: int = 3, environment: Mapping[str, str] | None = None) -> Time:
     """The least time of a command in a process of its own.
 
     Raises:
@@ -39,7 +39,7 @@ def timed_command(command: Sequence[str], repeats: int = 3) -> Time:
     """
 
     def call() -> None:
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, env=environment)
 
     taken = []
     for _ in range(repeats):

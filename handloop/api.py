@@ -22,7 +22,6 @@ from handloop.fitting.observe import before_the_camera
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.fitting.solver import SolverOptions
-from handloop.formats.start_file import read_start_arrays
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
 from handloop.priors.gaussian import GaussianPosePrior
@@ -160,6 +159,7 @@ def pick_lifter(weights: Lifter | str | os.PathLike[str] | None) -> Lifter:
     return _shipped_lifter() if weights is None else Lifter.load(weights)
 
 
+@lru_cache(maxsize=4)
 def _lifter_for(pair: HandPair) -> Regressor[KeypointBatch] | None:
     """The package's lifter, if it knows these hands."""
     lifter = _shipped_lifter()
@@ -188,6 +188,9 @@ def propose(start: Start, keypoints: Keypoints, camera: Camera, layout: Keypoint
         return start
     if not isinstance(start, (str, os.PathLike)):
         return start.propose(KeypointBatch(keypoints, camera, layout))
+    # All readers come along, and few fits start from a file.
+    from handloop.formats.start_file import read_start_arrays
+
     try:
         return proposal_of(read_start_arrays(start), keypoints.image_size).rows_for(keypoints.ids, keypoints.is_right)
     except InputError as error:

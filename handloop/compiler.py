@@ -15,17 +15,23 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from numba import njit
 from numba.core import config
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import register_pass
+from numba.core.typed_passes import NativeLowering
 
 _PACKAGE = Path(__file__).parent
 
 _KERNELS = (
     "compiler.py",
+    "so3_kernel.py",
     *sorted(f"fitting/fused/{f.name}" for f in (_PACKAGE / "fitting/fused").glob("*.py") if f.name != "engine.py"),
     "regressors/lifter_kernel.py",
     "regressors/network.py",
@@ -63,11 +69,11 @@ _HERE = hashlib.sha256(f"{_PACKAGE} {sys.version}".encode()).hexdigest()[:16]
 _MARKER = _FOLDER / f"compiled-{_HERE}"
 """Left when these sources, at this place and for this Python, have been compiled: numba's cache is by place as well."""
 
-_WARM_UP = (
-    "import numpy as np, handloop; handloop.fit(np.arange(42.0).reshape(1, 21, 2), hand='embedded', device='cpu')"
-)
+WARM_UP = "import numpy as np, handloop; handloop.fit(np.arange(42.0).reshape(1, 21, 2), hand='embedded', device='cpu')"
+"""A fit that calls every kernel."""
 
 
+@lru_cache(maxsize=1)
 def ensure_compiled() -> None:
     """Fill the cache in a process of its own, once, so that every run works with code loaded from it.
 
@@ -79,41 +85,87 @@ def ensure_compiled() -> None:
     logging.getLogger("handloop").warning("compiling the fit, once per installation (about a minute) ...")
     environment = {**os.environ, "HANDLOOP_COMPILING": "1"}
     try:
-        done = subprocess.run([sys.executable, "-c", _WARM_UP], env=environment, capture_output=True, check=False)
+        done = subprocess.run([sys.executable, "-c", WARM_UP], env=environment, capture_output=True, check=False)
         if done.returncode == 0:
             _MARKER.touch()
     except OSError:
         pass
 
 
+class _PartLibrary(JITCodeLibrary):
+    """Code that only its callers take in: optimised and turned into machine code with them, not by itself as well."""
+
+    def finalize(self) -> None:
+        """Link in the functions called from here, and no more."""
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalized = True
+
+
+@cast(Any, register_pass)(mutates_CFG=True, analysis_only=False)
+class _PartLowering(NativeLowering):
+    """numba's, without wrappers for Python: to take the large tuples apart they have more code than the functions."""
+
+    _name = "part_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        """See numba's `LoweringPass`."""
+        flags = state.flags
+        flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+        state.library = cast(Any, _PartLibrary)(state.targetctx.codegen(), state.func_id.func_qualname)
+        cast(Any, super()).run_pass(state)
+        # Compiled callers find a function by its entry point from Python, which must be a built-in one of its own; this
+        # one answers every call with a TypeError.
+        entry = object().__format__
+        state.targetctx.insert_user_function(entry, state.cr.fndesc, [state.library])
+        state.cr = state.cr._replace(cfunc=entry)
+        return True
+
+
+class _PartCompiler(CompilerBase):
+    """numba's compiler with `_PartLowering`."""
+
+    def define_pipelines(self) -> list[Any]:
+        """See numba's `CompilerBase`."""
+        manager = cast(Any, DefaultPassBuilder).define_nopython_pipeline(self.state)
+        manager.passes = [(_PartLowering if p is NativeLowering else p, why) for p, why in manager.passes]
+        manager.finalize()
+        return [manager]
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of the kernels' functions: compiled at the first call, without the interpreter's lock."""
-    return _compiled(function, False)
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for small functions, and those of the large tuples, whose passing would cost more than their work."""
-    return _compiled(function, True)
-
-
-def _compiled(function: Callable[..., Any], inline: bool) -> Callable[..., Any]:
+    """Decorator of the functions called from Python: compiled at the first call, without the interpreter's lock."""
     # numba reads the cache folder when it decorates; the setting is put back so that other code keeps its own.
     before = config.CACHE_DIR  # type: ignore[attr-defined]
     config.CACHE_DIR = str(_FOLDER)  # type: ignore[attr-defined]
     try:
-        decorate = cast(Any, njit)(
-            cache=True,
-            fastmath=_FASTMATH,
-            error_model="numpy",
-            boundscheck=False,
-            nogil=True,
-            forceinline=inline,
-            # No counting of references: the kernels allocate nothing, and the locked increments took half their time.
-            _nrt=False,
-        )
-        return cast(Callable[..., Any], decorate(function))
+        return _jit(function, cache=True)
     finally:
         config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of the functions that those call; from Python they cannot be called."""
+    return _jit(function, pipeline_class=_PartCompiler)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for small functions, and those of the large tuples, whose passing would cost more than their work."""
+    return _jit(function, pipeline_class=_PartCompiler, forceinline=True)
+
+
+def _jit(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+    decorate = cast(Any, njit)(
+        fastmath=_FASTMATH,
+        error_model="numpy",
+        boundscheck=False,
+        nogil=True,
+        # No counting of references: the kernels allocate nothing, and the locked increments took half their time.
+        _nrt=False,
+        **options,
+    )
+    return cast(Callable[..., Any], decorate(function))
 
 
 def share_out(work: Callable[[int, int], None], n: int, run: int) -> None:

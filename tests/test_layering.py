@@ -15,15 +15,16 @@ PACKAGE = "handloop"
 
 LAYERS: dict[str, set[str]] = {
     "compiler": set(),
+    "so3_kernel": {"compiler"},
     "core": set(),
     "hand": {"core"},
     "formats": {"core", "hand"},
     "priors": {"core", "hand"},
     "losses": {"core", "hand", "priors"},
-    "regressors": {"compiler", "core", "hand"},
+    "regressors": {"compiler", "core", "hand", "so3_kernel"},
     "synth": {"core", "hand", "priors"},
     "view": {"core", "hand"},
-    "fitting": {"compiler", "core", "hand", "priors"},
+    "fitting": {"compiler", "core", "hand", "priors", "so3_kernel"},
     "evaluation": {"core", "hand", "formats"},
 }
 ALLOWED = LAYERS | {"loop": set(LAYERS), "api": {*LAYERS, "loop"}, "_version": set()}

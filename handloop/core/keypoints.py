@@ -65,35 +65,37 @@ class Keypoints:
         Raises:
             InputError: wrong shapes or lengths, repeated ids.
         """
-        array = torch.as_tensor(np.array(points, dtype=np.float64) if not torch.is_tensor(points) else points)
-        array = array.detach().to("cpu", torch.float64)
+        # In numpy, which takes a third of torch's time for a few numbers: much of a fit of one hand is its input's.
+        array = np.asarray(points.numpy(force=True) if torch.is_tensor(points) else points, dtype=np.float64)
         if array.ndim != 3 or array.shape[1] != 21 or array.shape[2] not in (2, 3):
             raise InputError(
                 f"keypoints have shape {tuple(array.shape)}, expected (N, 21, 2) or (N, 21, 3): "
                 "x, y in px and an optional confidence for 21 points in OpenPose order."
             )
         n = array.shape[0]
-        conf = array[..., 2].clone() if array.shape[2] == 3 else torch.ones(n, 21, dtype=torch.float64)
-        xy = array[..., :2].clone()
-        finite = torch.isfinite(xy).all(-1)
-        conf = torch.where(finite & (conf > 0), conf, torch.zeros_like(conf)).clamp(max=1.0)
-        xy = torch.where(finite[..., None], xy, torch.zeros_like(xy))
-        sides = _one_or_many("is_right", is_right, n, torch.bool)
-        size = torch.full((n, 2), float("nan"), dtype=torch.float64)
+        finite = np.isfinite(array[..., 0]) & np.isfinite(array[..., 1])
+        given = array[..., 2] if array.shape[2] == 3 else np.ones((n, 21))
+        conf = np.where(finite & (given > 0), np.minimum(given, 1.0), 0.0)
+        xy = np.where(finite[..., None], array[..., :2], 0.0)
+        sides = _one_or_many("is_right", is_right, n, np.bool_)
+        size = np.full((n, 2), np.nan)
         if image_size is not None:
-            given = torch.as_tensor(np.asarray(image_size, dtype=np.float64))
+            given = np.asarray(image_size.numpy(force=True) if torch.is_tensor(image_size) else image_size, np.float64)
             if given.shape not in ((2,), (n, 2)):
                 raise InputError(
                     f"image_size has shape {tuple(given.shape)}, expected (2,) or ({n}, 2): width, height."
                 )
-            size = given.expand(n, 2).clone()
-            if bool((size <= 0).any()):
+            size[:] = given
+            if (size <= 0).any():
                 raise InputError("image_size holds a width or height that is not positive.")
         names = tuple(ids) if ids is not None else tuple(f"{i:06d}" for i in range(n))
         if len(names) != n or len(set(names)) != n:
             raise InputError(f"ids must be {n} different names, got {len(names)} with {len(set(names))} different.")
-        frames = torch.full((n,), -1) if frame is None else _one_or_many("frame", frame, n, torch.int64)
-        return cls(xy, conf, sides, size, names, _texts("source", source, n), frames, _texts("image", image, n))
+        frames = _one_or_many("frame", np.array(-1) if frame is None else frame, n, np.int64)
+        return cls(
+            *(torch.from_numpy(xy), torch.from_numpy(conf), torch.from_numpy(sides), torch.from_numpy(size)),
+            *(names, _texts("source", source, n), torch.from_numpy(frames), _texts("image", image, n)),
+        )
 
     def box(self) -> Tensor:
         """Tight box of the visible points: (N, 4) x0, y0, x1, y1 in px; zeros for hands without points.
@@ -105,23 +107,23 @@ class Keypoints:
         return self._box.clone()
 
     @cached_property
+    @np.errstate(all="ignore")
     def _box(self) -> Tensor:
-        big = torch.finfo(torch.float64).max
-        nan = torch.full_like(self.xy, float("nan"))
-        visible = self.conf > 0
-        middle = torch.where(visible[..., None], self.xy, nan).nanmedian(1, keepdim=True).values
-        away = (self.xy - middle).norm(dim=-1)
-        usual = torch.where(visible, away, nan[..., 0]).nanmedian(1, keepdim=True).values
+        xy, visible = self.xy.numpy(force=True), self.conf.numpy(force=True) > 0
+        # Sorted, what is missing comes last: the lower median of the rest.
+        rows, half = np.arange(len(xy)), (visible.sum(1) - 1) // 2
+        middle = np.sort(np.where(visible[..., None], xy, np.nan), 1)[rows, half]
+        x, y = (xy - middle[:, None]).transpose(2, 0, 1)
+        away = np.sqrt(x * x + y * y)
+        usual = np.sort(np.where(visible, away, np.nan), 1)[rows, half][:, None]
         seen = (visible & ~((away > 6 * usual) & (usual > 0)))[..., None]
-        low = torch.where(seen, self.xy, torch.full_like(self.xy, big)).amin(1)
-        high = torch.where(seen, self.xy, torch.full_like(self.xy, -big)).amax(1)
-        box = torch.cat([low, high], 1)
-        return torch.where(seen.any(1), box, torch.zeros_like(box))
+        low, high = np.where(seen, xy, np.inf).min(1), np.where(seen, xy, -np.inf).max(1)
+        return torch.from_numpy(np.where(seen.any(1), np.concatenate([low, high], 1), 0.0))
 
     def box_size(self) -> Tensor:
         """(N,) the longer side of `box`, px."""
-        box = self._box
-        return (box[:, 2:] - box[:, :2]).amax(1)
+        box = self._box.numpy()
+        return torch.from_numpy(np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]))
 
     def select(self, index: Tensor | np.ndarray | Sequence[int]) -> Keypoints:
         """The hands named by an integer or boolean index of shape (M,) or (N,)."""
@@ -164,12 +166,12 @@ class Keypoints:
         )
 
 
-def _one_or_many(name: str, value: np.ndarray | Tensor | bool, n: int, dtype: torch.dtype) -> Tensor:
-    tensor = torch.as_tensor(np.asarray(value) if not torch.is_tensor(value) else value.cpu()).to(dtype)
-    if tensor.ndim == 0:
-        return tensor.expand(n).clone()
-    check_shape(name, tuple(tensor.shape), (n,))
-    return tensor.clone()
+def _one_or_many(name: str, value: np.ndarray | Tensor | bool, n: int, dtype: type[np.generic]) -> np.ndarray:
+    array = np.asarray(value.numpy(force=True) if torch.is_tensor(value) else value).astype(dtype)
+    if array.ndim == 0:
+        return np.full(n, array)
+    check_shape(name, array.shape, (n,))
+    return array
 
 
 def _texts(name: str, value: Sequence[str] | str, n: int) -> tuple[str, ...]:

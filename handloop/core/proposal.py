@@ -88,7 +88,9 @@ class Proposal:
         """
         row = {} if self.ids is None else {name: i for i, name in enumerate(self.ids)}
         found = sum(name in row for name in ids)
-        if found == len(ids):
+        if self.ids == ids:
+            chosen = self
+        elif found == len(ids):
             chosen = self.select(torch.tensor([row[name] for name in ids], dtype=torch.int64))
         elif len(self) == len(ids) and found == 0:
             chosen = self

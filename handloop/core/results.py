@@ -195,7 +195,12 @@ class FitResult:
                 ),
                 keypoints_2d_fit=tensor("keypoints_2d_fit"),
                 energy=tensor("energy"),
-                energy_terms={k.removeprefix("energy_"): tensor(k) for k in _energies(arrays)},
+                # One text, what energies are measured with, has a name like theirs.
+                energy_terms={
+                    k.removeprefix("energy_"): tensor(k)
+                    for k, v in arrays.items()
+                    if k.startswith("energy_") and v.ndim
+                },
                 rms_px=tensor("rms_px"),
                 status=tensor("status"),
                 steps=tensor("steps"),
@@ -294,11 +299,6 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _energies(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Keys of the parts of the energy; texts on how they were measured, which have no rows, begin alike."""
-    return [key for key, value in arrays.items() if key.startswith("energy_") and value.ndim]
 
 
 def _np(tensor: Tensor) -> np.ndarray:

@@ -124,8 +124,9 @@ def biomechanical_terms(limits: BiomechanicalLimits) -> tuple[BoneLengths, PalmS
     return BoneLengths(limits), PalmStructure(limits), JointAngles(limits)
 
 
-def _by_increment(points_jacobian: Tensor) -> Tensor:
-    """(B, 20, 3, 61) derivative of the bones."""
+def _by_increment(points_jacobian: Tensor | None) -> Tensor:
+    """(B, 20, 3, 61) derivative of the bones, of a posed hand that wants Jacobians."""
+    assert points_jacobian is not None
     return points_jacobian[:, [b for _, b in BONES]] - points_jacobian[:, [a for a, _ in BONES]]
 
 

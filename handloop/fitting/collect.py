@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,11 +91,15 @@ class Output:
 
     def put(self, at: Tensor, best: Best, ends: Finish, seen: Observations) -> None:
         """Take over the finite solutions; the rest keep NaN and the status "failed"."""
-        solution = best.solution
-        good = torch.isfinite(solution.energy) & torch.isfinite(solution.state.rotations).flatten(1).all(1)
-        good &= torch.isfinite(solution.state.root).all(1) & torch.isfinite(solution.state.betas).all(1)
-        keep = good.cpu()
-        rows = at[keep]
+        solution, state = best.solution, best.solution.state
+        # Views of the same memory in numpy, which takes a third of torch's time for a few numbers.
+        parts = (solution.energy[:, None], state.rotations.flatten(1), state.root, state.betas)
+        good = np.isfinite(np.concatenate([part.numpy(force=True) for part in parts], 1)).all(1)
+        rows = at.numpy()[good]
+
+        def put(into: Tensor, value: Tensor) -> None:
+            into.numpy()[rows] = value.numpy(force=True)[good]
+
         for into, value in (
             (self.state.rotations, solution.state.rotations),
             (self.state.betas, solution.state.betas),
@@ -107,21 +112,22 @@ class Output:
             (self.points, best.points),
             (self.own_points, best.own_points),
         ):
-            into[rows] = value[good].cpu()
-        ended = torch.where(solution.converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        self.status[rows] = ended[good].cpu()
+            put(into, value)
+        converged = solution.converged.numpy(force=True)[good]
+        self.status.numpy()[rows] = np.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         if ends.posterior is not None:
             count = 2 * (seen.conf > 0).sum(1) + 3 * (seen.inverse_sigma_3d > 0).sum(1)
             trust = judge(ends.posterior, best.points, ends.terms, count, best.others, best.above)
-            self.points_sd[rows] = trust.points_sd[good].cpu()
-            self.depth_sd[rows] = trust.depth_sd[good].cpu()
-            self.condition[rows] = trust.condition[good].cpu()
-            self.expected[rows] = trust.expected_error[good].cpu()
-            for row, text, fine in zip(at.tolist(), trust.weakest, keep.tolist(), strict=True):
+            put(self.points_sd, trust.points_sd)
+            put(self.depth_sd, trust.depth_sd)
+            put(self.condition, trust.condition)
+            put(self.expected, trust.expected_error)
+            for row, text, fine in zip(at.tolist(), trust.weakest, good.tolist(), strict=True):
                 self.weakest[row] = text if fine else ""
         for name, value in ends.terms.items():
-            column = self.terms.setdefault(name, torch.full_like(self.energy, float("nan")))
-            column[rows] = value[good].cpu()
+            if name not in self.terms:
+                self.terms[name] = torch.full_like(self.energy, float("nan"))
+            put(self.terms[name], value)
 
     def put_proposed(self, at: Tensor, state: HandState, points: Tensor, own_points: Tensor) -> None:
         """Take over hands that were not fitted; energies and errors stay NaN."""
@@ -141,33 +147,39 @@ def result_of(
     models: HandModels, keypoints: Keypoints, camera: Camera, recipe: Recipe, out: Output, starts: str
 ) -> FitResult:
     """The collected solutions as a result; `starts` says what they began from."""
-    dtype = out.energy.dtype
-    root_offset = torch.zeros(len(keypoints), 3, dtype=dtype)
-    pose_limit = torch.zeros(len(keypoints), dtype=dtype)
+    from handloop.so3_kernel import rotation_vectors
+
+    dtype, betas, n = out.energy.dtype, out.state.betas, len(keypoints)
+    # In numpy, which takes a third of torch's time for a few numbers: a single hand is mostly such.
+    pose_limit, transl = np.zeros(n), out.state.root.numpy().copy()
     for model, rows in models.split(keypoints.is_right):
-        pose_limit[rows] = model.pose_prior.energy_limit
-        root_offset[rows] = model.plain.root_offset(out.state.betas[rows])
-    canonical = HandParams.from_rotation_matrices(out.state.rotations, out.state.betas, out.state.root - root_offset)
-    mirrored = canonical.mirrored()
-    side = keypoints.is_right[:, None]
-    params = HandParams(
-        *(torch.where(side, a, b) for a, b in zip(canonical.tensors(), mirrored.tensors(), strict=True))
-    )
-    sign = torch.where(keypoints.is_right, 1.0, -1.0).to(dtype)
-    mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[:, None]
-    joints, meant = out.own_points * mirror, out.points * mirror
-    factor = torch.where(camera.is_known(), 1.0, out.state.log_focal.double().exp().nan_to_num(1.0))
-    used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
-    fit_2d = used.project(meant.double())
+        pose_limit[rows.numpy()] = model.pose_prior.energy_limit
+        transl[rows.numpy()] -= model.plain.root_offset(betas[rows]).numpy()
+    # Left hands were fitted in a mirror: axis-angles keep their x, positions all but theirs (`HandParams.mirrored`).
+    sign = np.where(keypoints.is_right.numpy(), 1.0, -1.0).astype(transl.dtype)[:, None]
+    transl[:, :1] *= sign
+    pose = rotation_vectors(out.state.rotations.numpy())
+    pose[..., 1:] *= sign[..., None]
+    turns = torch.from_numpy(pose.reshape(n, 48)).to(dtype)
+    params = HandParams(turns[:, :3], turns[:, 3:], betas, torch.from_numpy(transl))
+    joints, meant = out.own_points.numpy().copy(), out.points.numpy().copy()
+    joints[..., 0] *= sign
+    meant[..., 0] *= sign
+    used = camera
+    if recipe.focal_sigma is not None:
+        factor = torch.where(camera.is_known(), 1.0, out.state.log_focal.double().exp().nan_to_num(1.0))
+        used = Camera(camera.focal * factor[:, None], camera.princpt, camera.dist, camera.known)
+    fit_2d = used.project(torch.from_numpy(meant).double())
     rms = weighted_rms(fit_2d - keypoints.xy, keypoints.conf)
     relative = rms / keypoints.box_size().clamp(min=1e-9)
-    from_usual = params.betas - models.layout.mean_betas.to(params.betas)
-    doubts = reasons_against(out.terms, pose_limit, from_usual, recipe, relative, out.gap, out.apart)
+    from_usual = betas - models.layout.mean_betas.to(betas)
+    limit = torch.from_numpy(pose_limit).to(dtype)
+    doubts = reasons_against(out.terms, limit, from_usual, recipe, relative, out.gap, out.apart)
     usable = usable_status(out.status)
     return FitResult(
         params=params,
-        joints=joints,
-        keypoints_3d=meant,
+        joints=torch.from_numpy(joints),
+        keypoints_3d=torch.from_numpy(meant),
         keypoints_3d_sd=out.points_sd,
         depth_sd=out.depth_sd,
         expected_error_mm=1000 * out.expected,
@@ -201,5 +213,6 @@ def result_of(
 
 def weighted_rms(error: Tensor, conf: Tensor) -> Tensor:
     """(N,) root of the confidence-weighted mean squared distance of (N, 21, 2) px errors; NaN without points."""
-    sq = torch.where(conf > 0, error.square().sum(-1), torch.zeros_like(conf))
-    return ((sq * conf).sum(1) / conf.sum(1)).sqrt()
+    away, weight = error.numpy(), conf.numpy()
+    sq = np.where(weight > 0, (away * away).sum(-1), 0.0)
+    return torch.from_numpy(np.sqrt((sq * weight).sum(1) / weight.sum(1)))

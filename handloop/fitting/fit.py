@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from handloop.fitting.proposals import proposal_starts, with_one_more
 from handloop.fitting.recipes import Recipe
 from handloop.fitting.solver import Solution, SolverOptions
 from handloop.fitting.starts import closed_form_starts, point_starts
+
+_Rows = TypeVar("_Rows", Keypoints, Camera, Proposal)
 
 MIN_POINTS = 4
 """Fewer visible points than this are not fitted: three fix the palm's place, not even its orientation."""
@@ -66,71 +70,86 @@ def fit_from(engine: Engine, starts: HandState, per_hand: int, recipe: Recipe) -
         starts: (B * per_hand) states, hands outermost.
     """
     n = len(starts) // per_hand
-    device = starts.betas.device
-    hand = torch.arange(n, device=device).repeat_interleave(per_hand)
+    device, hands = starts.betas.device, np.arange(n)
+
+    def index(rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows.ravel()).to(device)
+
+    # What is compared between solutions is few numbers per hand: numpy takes a third of torch's time for one hand's.
     if per_hand > 1:
         short = SolverOptions(recipe.explore_steps, recipe.solver.tolerance, recipe.solver.damping)
-        explored = engine.solve(starts, hand, short)
-        tried = _in_palm(engine, explored.state).unflatten(0, (n, per_hand))
+        explored = engine.solve(starts, index(hands.repeat(per_hand)), short)
+        tried, tried_energy = _in_palm(engine, explored.state), explored.energy.numpy(force=True).reshape(n, per_hand)
         keep = min(recipe.finalists, per_hand)
-        order = pick_finalists(explored.energy.reshape(n, per_hand), start_flips(starts, per_hand), keep)
-        at = (torch.arange(n, device=device)[:, None] * per_hand + order).flatten()
+        order = pick_finalists(tried_energy, start_flips(starts, per_hand), keep)
+        at = index(hands[:, None] * per_hand + order)
         starts, before = explored.state.select(at), explored.steps[at]
-        hand = torch.arange(n, device=device).repeat_interleave(keep)
     else:
         keep, before = 1, torch.zeros(n, dtype=torch.int64, device=device)
-        tried = starts.betas.new_zeros(n, 0, 21, 3)
-    done = engine.solve(starts, hand, recipe.solver)
-    energy = done.energy.reshape(n, keep)
+        tried, tried_energy = np.zeros((0, 21, 3)), np.zeros((n, 0))
+    done = engine.solve(starts, index(hands.repeat(keep)), recipe.solver)
+    energy = done.energy.numpy(force=True).reshape(n, keep)
     best = energy.argmin(1)
-    hands = torch.arange(n, device=device)
-    at = hands * keep + best
+    at = index(hands * keep + best)
     points, own = engine.points(done.state)
-    local = (points - points[:, :1]).reshape(n, keep, 21, 3)
-    apart = (local - local[hands, best][:, None]).norm(dim=-1).mean(-1)
-    other = torch.where(apart > _DISTINCT_M, energy, torch.full_like(energy, float("inf")))
-    runner_up = other.argmin(1)
-    gap = other.amin(1) - energy.amin(1)
-    distance = apart[hands, runner_up]
-    distance = torch.where(torch.isfinite(gap), distance, torch.zeros_like(distance))
+    local = _from_wrist(points).reshape(n, keep, 21, 3)
+    away = local - local[hands, best][:, None]
+    apart = np.sqrt((away * away).sum(-1)).mean(-1)
+    other = np.where(apart > _DISTINCT_M, energy, np.inf)
+    runner_up, least = other.argmin(1), energy[hands, best]
+    with np.errstate(invalid="ignore"):  # Nothing finite was found for some hands.
+        gap = other[hands, runner_up] - least
+        above = tried_energy - least[:, None]
+    distance = np.where(np.isfinite(gap), apart[hands, runner_up], 0.0)
+    gap = np.where(np.isnan(gap), np.inf, gap)
     solution = Solution(done.state.select(at), done.energy[at], done.converged[at], (before + done.steps)[at])
-    others = torch.einsum("bij,bmpj->bmpi", solution.state.rotations[:, 0], tried) - local[hands, best][:, None]
-    above = (explored.energy.reshape(n, per_hand) if per_hand > 1 else energy[:, :0]) - solution.energy[:, None]
-    points, own = points[at], own[at]
-    return Best(solution, points, own, gap.nan_to_num(float("inf"), float("inf")), distance, others, above)
+    wrist = solution.state.rotations[:, 0].numpy(force=True)[:, None, None]
+    # Sums of three, in one order: no hand's may depend on the others.
+    x, y, z = (tried.reshape(*tried_energy.shape, 21, 3)[..., i, None] for i in range(3))
+    others = x * wrist[..., 0] + y * wrist[..., 1] + z * wrist[..., 2] - local[hands, best][:, None]
+    parts = (torch.from_numpy(part).to(starts.betas) for part in (gap, distance, others, above))
+    return Best(solution, points[at], own[at], *parts)
 
 
-def _in_palm(engine: Engine, state: HandState) -> Tensor:
+def _from_wrist(points: Tensor) -> np.ndarray:
+    array = points.numpy(force=True)
+    return array - array[:, :1]
+
+
+def _in_palm(engine: Engine, state: HandState) -> np.ndarray:
     """(B, 21, 3) m, points in the wrist's own frame."""
-    points, _ = engine.points(state)
-    return (points - points[:, :1]) @ state.rotations[:, 0]
+    x, y, z = _from_wrist(engine.points(state)[0])[..., None].transpose(2, 0, 1, 3)
+    wrist = state.rotations[:, 0].numpy(force=True)[:, None]
+    return x * wrist[:, :, 0] + y * wrist[:, :, 1] + z * wrist[:, :, 2]
 
 
-def start_flips(starts: HandState, per_hand: int) -> Tensor:
+def start_flips(starts: HandState, per_hand: int) -> np.ndarray:
     """(B, S) 0 or 1, the depth flip of each start: they alternate along the columns. A proposal, the last of an odd
     number, has that of the first two starts whose palm is turned more like its own."""
-    turn = starts.rotations[:, 0].unflatten(0, (-1, per_hand))
-    flips = torch.arange(per_hand, device=turn.device).remainder(2).repeat(len(turn), 1)
+    turn = starts.rotations[:, 0].numpy(force=True).reshape(-1, per_hand, 9)
+    flips = np.arange(per_hand) % 2 + np.zeros((len(turn), 1), np.int64)
     if per_hand % 2:
-        flips[:, -1] = (turn[:, :2] * turn[:, -1:]).sum((2, 3)).argmax(1)
+        flips[:, -1] = (turn[:, :2] * turn[:, -1:]).sum(2).argmax(1)
     return flips
 
 
-def pick_finalists(energy: Tensor, flips: Tensor, keep: int) -> Tensor:
+def pick_finalists(energy: np.ndarray, flips: np.ndarray, keep: int) -> np.ndarray:
     """(B, keep) columns of the explored starts (B, S) to finish: the best, and among them the best of each depth flip.
 
     Without the second flip a hand's only real alternative would often be pruned, and its gap would say that there is
     none.
     """
-    chosen = energy.argsort(dim=1, stable=True)[:, :keep].clone()
+    chosen = energy.argsort(axis=1, kind="stable")[:, :keep]
     if keep > 1:
-        flip = flips.gather(1, chosen)
-        other = energy.masked_fill(flips == flip[:, :1], float("inf"))
+        flip = flips[np.arange(len(flips))[:, None], chosen]
+        other = np.where(flips == flip[:, :1], np.inf, energy)
         lacking = (flip == flip[:, :1]).all(1)
-        chosen[lacking, -1] = other.argmin(1)[lacking]
+        chosen[:, -1] = np.where(lacking, other.argmin(1), chosen[:, -1])
     return chosen
 
 
+# Bad hands end in infinity or NaN and a status, not in warnings.
+@np.errstate(all="ignore")
 def fit_keypoints(
     models: HandModels,
     keypoints: Keypoints,
@@ -161,10 +180,10 @@ def fit_keypoints(
         raise InputError(f"hand_length has shape {tuple(hand_length.shape)}, expected ({n},).")
     like = models.right.like
     out = Output.empty(n, like)
-    usable = ((keypoints.conf > 0).sum(1) >= MIN_POINTS) & (keypoints.box_size() >= MIN_BOX_PX)
+    usable = ((keypoints.conf.numpy() > 0).sum(1) >= MIN_POINTS) & (keypoints.box_size().numpy() >= MIN_BOX_PX)
     if points_3d is not None:
-        usable |= (torch.isfinite(points_3d).all(-1) & (points_3d[..., 3] > 0)).sum(1) >= MIN_POINTS
-    out.status[~usable] = int(Status.TOO_FEW_POINTS)
+        usable |= (torch.isfinite(points_3d).all(-1) & (points_3d[..., 3] > 0)).sum(1).numpy() >= MIN_POINTS
+    out.status.numpy()[~usable] = int(Status.TOO_FEW_POINTS)
     extra = [t.name for t in recipe.extra_terms]
     if len(set(extra)) != len(extra):
         raise InputError(f"two extra terms share a name: {extra}.")
@@ -176,15 +195,17 @@ def fit_keypoints(
         proposal = proposal.rows_for(keypoints.ids, keypoints.is_right)
     for model, rows in models.split(keypoints.is_right):
         if proposal is not None and recipe.keep_proposal:
-            _keep_proposed(model, keypoints, camera, recipe, proposal, rows[~usable[rows]], out)
-        rows = rows[usable[rows]]
+            without = rows[torch.from_numpy(~usable)[rows]]
+            _keep_proposed(model, keypoints, camera, recipe, proposal, without, out)
+        rows = rows[torch.from_numpy(usable)[rows]]
         chunk = _chunk(model, recipe)
         for start in range(0, len(rows), chunk):
             at = rows[start : start + chunk]
             length = None if hand_length is None else hand_length[at]
             given = None if points_3d is None else points_3d[at]
-            seen = Observations.of(keypoints.select(at), camera.select(at), recipe, length, model.like, given)
-            starts = None if proposal is None else proposal_starts(model, proposal.select(at), camera.select(at), seen)
+            cameras = _rows(camera, at)
+            seen = Observations.of(_rows(keypoints, at), cameras, recipe, length, model.like, given)
+            starts = None if proposal is None else proposal_starts(model, _rows(proposal, at), cameras, seen)
             _fit_chunk(model, seen, recipe, at, out, starts)
     if not out.terms:
         # Not one hand could be fitted; the result still names every term, as the other parts of a run do.
@@ -194,6 +215,11 @@ def fit_keypoints(
     if recipe.solver.max_steps == 0:
         out.status[out.status == int(Status.MAX_STEPS)] = int(Status.PREDICTED)
     return result_of(models, keypoints, camera, recipe, out, _starts_of(recipe, proposal))
+
+
+def _rows(of: _Rows, at: Tensor) -> _Rows:
+    """The rows `at`, which ascend; as they are where that is all of them."""
+    return of if len(at) == len(of) else of.select(at)
 
 
 def _starts_of(recipe: Recipe, proposal: Proposal | None) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from handloop.core.products import bmm
 from handloop.core.structured import ROW_RESIDUAL, ROW_WIDTH, PointTerm, QuadraticTerm
-from handloop.core.terms import BETAS, N_PARAMS, POSE, HandState, PointsModel, PosedHand, Residual, Term
+from handloop.core.terms import N_PARAMS, POSE, HandState, PointsModel, PosedHand, Residual, Term
 from handloop.hand.kinematics import CHAINS
 
 SIZE = 64
@@ -37,33 +37,20 @@ class NormalEquations:
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """Where the parts of a system come from. Make it once per solve: it copies tables to the device."""
+    """Which parameters may move. Make it once per solve: it copies tables to the device."""
 
-    places: Tensor
-    """(4096,) for each entry of a matrix, which of the 6 x 28 x 28 numbers of the fingers' products it is."""
-    slopes: Tensor
-    """(64,) the same for the gradient."""
     free: Tensor
     """(64,) 1 for parameters that may move, else 0."""
     both: Tensor
     """(64, 64) 1 where row and column may move."""
     fixed: Tensor
-    """(64, 64) identity of the others."""
+    """(64,) 1 for the others."""
 
     @classmethod
     def of(cls, free: Tensor, like: Tensor) -> Assembly:
         """For parameters `free` (62,) bool."""
-        group, column = _sources()
-        nothing = ROW_WIDTH * ROW_WIDTH - 1  # The product of two empty columns.
-        a, b = column[:, None].expand(SIZE, SIZE), column.expand(SIZE, SIZE)
-        first, second = group[:, None].expand(SIZE, SIZE), group.expand(SIZE, SIZE)
-        apart = (first != second) & (first > 0) & (second > 0)
-        finger = torch.maximum(first, second)
-        places = torch.where(apart, nothing, (finger * ROW_WIDTH + a) * ROW_WIDTH + b)
-        slopes = (group * ROW_WIDTH + column) * ROW_WIDTH + ROW_RESIDUAL
-        idle = torch.nn.functional.pad(free.to(like), (0, SIZE - N_PARAMS))
-        device = like.device
-        return cls(*(places.flatten().to(device), slopes.to(device), idle, idle[:, None] * idle, torch.diag(1 - idle)))
+        known = torch.nn.functional.pad(free.to(like), (0, SIZE - N_PARAMS))
+        return cls(known, known[:, None] * known, 1 - known)
 
     def equations(self, posed: PosedHand, terms: Sequence[Term]) -> NormalEquations:
         """At a posed hand with rows."""
@@ -83,26 +70,46 @@ class Assembly:
                 others.append(term.linearise(posed))
                 energy = energy + others[-1].energy
         if products is not None:
-            fingers = products.unflatten(0, (n, 6))
-            fingers[:, 0] = fingers.sum(1)
-            flat = fingers.flatten(1)
-            gradient = flat.index_select(1, self.slopes)
-            hessian = flat.index_select(1, self.places).unflatten(1, (SIZE, SIZE))
+            _put_together(products.unflatten(0, (n, 6)), gradient, hessian)
         for term in terms:
             if isinstance(term, QuadraticTerm) and not isinstance(term, PointTerm):
                 part = term.quadratic(posed)
                 energy = energy + part.energy
-                gradient[:, part.columns] += part.gradient
-                hessian[:, part.columns, part.columns] += part.curvature
+                # Not +=, which would copy the result onto itself.
+                gradient[:, part.columns].add_(part.gradient)
+                hessian[:, part.columns, part.columns].add_(part.curvature)
         _add_others(others, posed, gradient, hessian)
-        return NormalEquations(energy, gradient * self.free, torch.addcmul(self.fixed, hessian, self.both))
+        hessian.mul_(self.both)
+        torch.diagonal(hessian, dim1=1, dim2=2).add_(self.fixed)
+        return NormalEquations(energy, gradient.mul_(self.free), hessian)
+
+
+def _put_together(products: Tensor, gradient: Tensor, hessian: Tensor) -> None:
+    """Write what the products (B, 6, 28, 28) of the fingers' rows say into empty systems; the wrist's come first."""
+    shared = products.sum(1)
+    # Thumb, index, middle, ring, pinky to MANO's order: index, middle, pinky, ring, thumb.
+    own = torch.cat([products[:, at : at + 1, :27, :9] for at in (2, 3, 5, 4, 1)], 1)
+    blocks = hessian[:, POSE, POSE].unflatten(2, (5, 9)).unflatten(1, (5, 9)).diagonal(dim1=1, dim2=3)
+    blocks.copy_(own[:, :, :9].permute(0, 2, 3, 1))
+    gradient[:, POSE] = own[:, :, ROW_RESIDUAL].flatten(1)
+    border = own.transpose(1, 2).flatten(2)
+    for here, there in _SHARED:
+        gradient[:, here] = shared[:, there, ROW_RESIDUAL]
+        hessian[:, here, POSE] = border[:, there]
+        hessian[:, POSE, here] = border[:, there].mT
+        for other, elsewhere in _SHARED:
+            hessian[:, here, other] = shared[:, there, elsewhere]
+
+
+_SHARED = ((slice(0, 3), slice(9, 12)), (slice(48, N_PARAMS), slice(12, 26)))
+"""Where the shared parameters stand among the unknowns, and in a row."""
 
 
 def _sources() -> tuple[Tensor, Tensor]:
     """For each of 64 unknowns, its finger (0: shared) and its column in the rows of `PointResidual`."""
     group, column = torch.zeros(SIZE, dtype=torch.int64), torch.full((SIZE,), ROW_WIDTH - 1)
-    column[:3] = torch.arange(9, 12)
-    column[BETAS.start : N_PARAMS] = torch.arange(12, 26)
+    for here, there in _SHARED:
+        column[here] = torch.arange(there.start, there.stop)
     for finger, chain in enumerate(CHAINS):
         for depth, joint in enumerate(chain):
             group[3 * joint : 3 * joint + 3] = finger + 1
@@ -123,15 +130,15 @@ def _add_others(parts: Sequence[Residual], posed: PosedHand, gradient: Tensor, h
         assert jac is not None
         if jac.ndim == 4:
             by_pose = jac @ turn
-            gradient[:, POSE] += (by_pose.mT @ value.reshape(n, 15, -1, 1)).reshape(n, 45)
+            gradient[:, POSE].add_((by_pose.mT @ value.reshape(n, 15, -1, 1)).reshape(n, 45))
             per_joint += (by_pose.mT @ by_pose).movedim(1, 3)
             continue
         columns = part.columns
         if columns.start < POSE.stop and columns.stop > POSE.start:
             jac = turned(torch.nn.functional.pad(jac, (columns.start, N_PARAMS - columns.stop)), turn)
             columns = slice(0, N_PARAMS)
-        gradient[:, columns] += bmm(jac.mT, value[..., None])[..., 0]
-        hessian[:, columns, columns] += bmm(jac.mT, jac)
+        gradient[:, columns].add_(bmm(jac.mT, value[..., None])[..., 0])
+        hessian[:, columns, columns].add_(bmm(jac.mT, jac))
 
 
 def turned(jacobian: Tensor, turn: Tensor) -> Tensor:

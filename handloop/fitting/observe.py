@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,24 +76,28 @@ class Observations:
             like: gives dtype and device.
             points_3d: (B, 21, 4) x, y, z in m, camera frame, and weight 0..1; None for none known.
         """
-        uv = camera.undistort(keypoints.xy)
-        conf = torch.where(torch.isfinite(uv).all(-1), keypoints.conf, torch.zeros_like(keypoints.conf))
-        uv = torch.where((conf > 0)[..., None], uv, camera.princpt[:, None].expand_as(uv))
-        mirror = torch.where(keypoints.is_right, 1.0, -1.0).to(uv)[:, None]
-        uv = torch.stack([camera.princpt[:, :1] + (uv[..., 0] - camera.princpt[:, :1]) * mirror, uv[..., 1]], -1)
+        # In numpy, which takes a third of torch's time for a few numbers: a single hand is mostly such.
+        n, middle = len(keypoints), camera.princpt.numpy()[:, None]
+        uv = camera.undistort(keypoints.xy).numpy()
+        conf = np.where(np.isfinite(uv).all(-1), keypoints.conf.numpy(), 0.0)
+        uv = np.where((conf > 0)[..., None], uv, middle)
+        mirror = np.where(keypoints.is_right.numpy(), 1.0, -1.0)[:, None]
+        uv[..., 0] = middle[..., 0] + (uv[..., 0] - middle[..., 0]) * mirror
         # A box that collapses to nothing (coincident points) still needs a noise level.
-        sigma = (recipe.noise_px * keypoints.box_size() / 224).clamp(min=0.05)
-        length = torch.full((len(keypoints),), float("nan")) if hand_length is None else hand_length
-        given = torch.zeros(len(keypoints), 21, 4, dtype=torch.float64) if points_3d is None else points_3d.double()
-        usable = torch.isfinite(given).all(-1) & (given[..., 3] > 0)
-        xyz = torch.where(usable[..., None], given[..., :3], torch.zeros_like(given[..., :3]))
-        xyz = torch.cat([xyz[..., :1] * mirror[..., None], xyz[..., 1:]], -1)
-        sigma_3d = torch.tensor(recipe.noise_ratios(), dtype=torch.float64) * recipe.noise_mm / 1000
-        inverse_3d = torch.where(usable, given[..., 3] / sigma_3d, torch.zeros_like(given[..., 3]))
+        sigma = np.maximum(recipe.noise_px * keypoints.box_size().numpy() / 224, 0.05)
+        length = np.full(n, np.nan) if hand_length is None else hand_length.numpy()
+        xyz, inverse_3d = np.zeros((n, 21, 3)), np.zeros((n, 21))
+        if points_3d is not None:
+            given = points_3d.double().numpy()
+            usable = np.isfinite(given).all(-1) & (given[..., 3] > 0)
+            xyz = np.where(usable[..., None], given[..., :3], 0.0)
+            xyz[..., 0] *= mirror
+            sigma_3d = np.array(recipe.noise_ratios()) * recipe.noise_mm / 1000
+            inverse_3d = np.where(usable, given[..., 3] / sigma_3d, 0.0)
         loose = 1.0 if recipe.focal_sigma is None else 1.0 / recipe.focal_sigma
-        firm = torch.where(camera.is_known(), _KNOWN_FOCAL, loose)
+        firm = np.where(camera.is_known().numpy(), _KNOWN_FOCAL, loose)
         parts = (uv, conf, camera.focal, camera.princpt, sigma, length, xyz, inverse_3d, firm)
-        return cls(*(t.to(like) for t in parts))
+        return cls(*(torch.as_tensor(part).to(like) for part in parts))
 
     def select(self, index: Tensor) -> Observations:
         """The hands named by an integer index."""
@@ -103,7 +108,8 @@ class Observations:
 
     def inverse_sigma(self, recipe: Recipe) -> Tensor:
         """(B, 21) conf / sigma, 1/px; 0 for missing points."""
-        return self.conf / (self.sigma[:, None] * torch.tensor(recipe.noise_ratios(), dtype=torch.float64).to(self.uv))
+        ratios = torch.from_numpy(np.array(recipe.noise_ratios())).to(self.uv)
+        return self.conf / (self.sigma[:, None] * ratios)
 
     def views(self) -> Views:
         """Rays for the closed-form starts."""

@@ -7,11 +7,15 @@ included) and the points' Jacobian J, the covariance of the 63 coordinates is B 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from handloop.core.joints import FINGERS
+
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
 
 DIRECTIONS = (
     "distance along the viewing ray",
@@ -59,16 +63,23 @@ def condition_number(hessian: Tensor) -> Tensor:
     return torch.where(sound, number, torch.full_like(number, float("nan")))
 
 
-def aligned_variance(spread: Tensor, points: Tensor) -> Tensor:
+def aligned_variance(spread: Numbers, points: Numbers) -> Numbers:
     """(B,) m^2, mean variance of a point under the covariance of factor `spread` (B, 21, 3, P) that a similarity
-    transform of all points (B, 21, 3) cannot take up."""
-    centred = points - points.mean(1, keepdim=True)
-    total = spread.square().sum((1, 2, 3))
-    shift = 21 * spread.mean(1).square().sum((1, 2))
-    moved = spread - spread.mean(1, keepdim=True)
-    scale = (centred[..., None] * moved).sum((1, 2)).square().sum(1) / centred.square().sum((1, 2))
-    turn = torch.linalg.cross(centred[..., None].expand_as(moved), moved, dim=2).sum(1)
-    inertia = centred.square().sum((1, 2))[:, None, None] * torch.eye(3).to(points) - centred.mT @ centred
-    ridge = 1e-9 * torch.eye(3).to(points)
-    turned = (turn * torch.linalg.solve(inertia + ridge, turn)).sum((1, 2))
-    return (total - shift - scale - turned).clamp(min=0) / 21
+    transform of all points (B, 21, 3) cannot take up. Tensors or arrays."""
+    centred = (points - points.mean(1)[:, None])[..., None]
+    x, y, z = centred[:, :, 0], centred[:, :, 1], centred[:, :, 2]
+    # Without the mean a shift is taken up already.
+    moved = spread - spread.mean(1)[:, None]
+    u, v, w = moved[:, :, 0], moved[:, :, 1], moved[:, :, 2]
+    xx, yy, zz = (x * x).sum(1), (y * y).sum(1), (z * z).sum(1)
+    grow = (x * u + y * v + z * w).sum(1)
+    tx, ty, tz = (y * w - z * v).sum(1), (z * u - x * w).sum(1), (x * v - y * u).sum(1)
+    # Inverse of the points' inertia, by cofactors.
+    a, b, c = yy + zz + 1e-9, xx + zz + 1e-9, xx + yy + 1e-9
+    d, e, f = -(x * y).sum(1), -(x * z).sum(1), -(y * z).sum(1)
+    det = a * (b * c - f * f) - d * (d * c - f * e) + e * (d * f - b * e)
+    across = (b * c - f * f) * tx + (e * f - d * c) * ty + (d * f - b * e) * tz
+    down = (e * f - d * c) * tx + (a * c - e * e) * ty + (d * e - a * f) * tz
+    along = (d * f - b * e) * tx + (d * e - a * f) * ty + (a * b - d * d) * tz
+    taken_up = grow * grow / (xx + yy + zz) + (tx * across + ty * down + tz * along) / det
+    return ((moved * moved).sum((1, 2, 3)) - taken_up.sum(1)).clip(0) / 21

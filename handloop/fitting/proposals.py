@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,30 +29,38 @@ def proposal_starts(model: FitModel, proposal: Proposal, camera: Camera, seen: O
         camera: B cameras to fit with.
         seen: the keypoints.
     """
-    like = model.like
-    sign = torch.where(proposal.is_right, 1.0, -1.0).double()
-    mirror = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], 1)
-    params = proposal.params.to(torch.float64, "cpu")
-    betas = torch.where(torch.isfinite(params.betas), params.betas, model.shape_mean.double().cpu())
-    matrices = params.rotation_matrices()
-    root = params.transl + mirror * model.plain.root_offset(betas.to(model.plain.joints)).double()
-    turn = matrices[:, 0]
+    from handloop.so3_kernel import rotation_matrices
+
+    like, params = model.like, proposal.params.to(torch.float64, "cpu")
+    # In numpy, which takes a third of torch's time for a few numbers: a single hand is mostly such.
+    sign = np.ones((len(params), 3))
+    sign[:, 0] = np.where(proposal.is_right.numpy(), 1.0, -1.0)
+    mean = model.shape_mean.numpy(force=True).astype(np.float64)
+    betas = torch.from_numpy(np.where(np.isfinite(params.betas.numpy()), params.betas.numpy(), mean))
+    matrices = rotation_matrices(torch.cat([params.global_orient, params.hand_pose], 1).numpy().reshape(-1, 16, 3))
+    root = params.transl.numpy() + sign * model.plain.root_offset(betas.to(model.plain.joints)).numpy()
     if proposal.camera is not None:
-        turned, root = in_other_camera(turn, root, proposal.camera, camera)
-        turn = torch.where(torch.isfinite(turned).all(2, keepdim=True).all(1, keepdim=True), turned, turn)
-    rotations = torch.cat([turn[:, None], matrices[:, 1:]], 1) * mirror[:, None, :, None] * mirror[:, None, None, :]
-    rotations, betas, root = rotations.to(like), betas.to(like), (root * mirror).to(like)
-    posed = torch.isfinite(rotations).flatten(1).all(1)
-    rotations = torch.where(posed[:, None, None, None], rotations, torch.eye(3).to(like))
-    placed = torch.isfinite(root).all(1)
-    if not bool(placed.all()):
-        root = torch.where(placed[:, None], root, _place(model, rotations, betas, seen))
-    usable = posed & torch.isfinite(root).all(1) & (root[:, 2] > _NEAREST_M)
-    start = HandState(rotations, betas, root, like.new_zeros(len(root)))
-    if bool(usable.all()):
+        turn = torch.from_numpy(matrices[:, 0])
+        turned, moved = in_other_camera(turn, torch.from_numpy(root), proposal.camera, camera)
+        sound = torch.isfinite(turned).all(2, keepdim=True).all(1, keepdim=True)
+        matrices[:, 0], root = torch.where(sound, turned, turn).numpy(), moved.numpy()
+    matrices *= sign[:, None, :, None] * sign[:, None, None, :]
+    root = root * sign
+    posed = np.isfinite(matrices).all((1, 2, 3))
+    matrices[~posed] = np.eye(3)
+    rotations, betas, placed_at = torch.from_numpy(matrices).to(like), betas.to(like), torch.from_numpy(root).to(like)
+    placed = np.isfinite(root).all(1)
+    if not placed.all():
+        somewhere = _place(model, rotations, betas, seen)
+        placed_at = torch.where(torch.from_numpy(placed).to(like.device)[:, None], placed_at, somewhere)
+        root = placed_at.numpy(force=True)
+    fine = posed & np.isfinite(root).all(1) & (root[:, 2] > _NEAREST_M)
+    start = HandState(rotations, betas, placed_at, like.new_zeros(len(root)))
+    if fine.all():
         return start
+    usable = torch.from_numpy(fine).to(like.device)
     closed = closed_form_starts(model.kinematics, model.seeds[:1], seen.views())
-    return start.where(usable, closed.select(torch.arange(0, 2 * len(root), 2, device=like.device)))
+    return start.where(usable, closed.select(torch.arange(0, 2 * len(start), 2, device=like.device)))
 
 
 def with_one_more(starts: HandState, per_hand: int, more: HandState) -> HandState:

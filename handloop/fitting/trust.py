@@ -7,7 +7,9 @@ energy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,22 +59,34 @@ def judge(
     # A larger energy than the noise and the priors lead one to expect means that model and data differ. Birge's ratio
     # widens the posterior by it, and makes the difference between two solutions' energies count for less. Every
     # parameter but six has a prior, so that the energy is that of as many squares as coordinates seen, less six.
-    freedom = (n_numbers - 6).clamp(min=2).to(sd)
-    birge = (2 * torch.stack(list(terms.values())).sum(0) / freedom).clamp(min=1.0)
-    odds = torch.exp(-(above / birge[:, None]).clamp(min=0.0)).nan_to_num(0.0)
-    odds = odds / (1 + odds.sum(1, keepdim=True))
-    between = odds.sqrt()[..., None, None] * others.nan_to_num(0.0)
-    aligned = INFLATION**2 * birge * posterior.aligned + aligned_variance(between.movedim(1, 3), points)
+    # In numpy, which takes a third of torch's time for a few numbers: a single hand is mostly such.
+    freedom = np.maximum(n_numbers.numpy(force=True) - 6, 2)
+    birge = np.maximum(2 * sum(term.numpy(force=True) for term in terms.values()) / freedom, 1.0)
+    ratio = np.maximum(above.numpy(force=True) / birge[:, None], 0.0)
+    odds = np.where(np.isnan(ratio), 0.0, np.exp(-ratio))
+    odds = odds / (1 + odds.sum(1, keepdims=True))
+    away = others.numpy(force=True)
+    between = np.sqrt(odds)[..., None, None] * np.where(np.isfinite(away), away, 0.0)
+    between = aligned_variance(between.transpose(0, 2, 3, 1), points.numpy(force=True))
     # The mean of a 3D distance is 0.92 of its root mean square.
-    return Trust(sd, depth_sd, 0.92 * aligned.sqrt(), posterior.condition, _weakest(posterior.directions))
+    expected = 0.92 * np.sqrt(INFLATION**2 * birge * posterior.aligned.numpy(force=True) + between)
+    error = torch.from_numpy(expected).to(sd)
+    return Trust(sd, depth_sd, error, posterior.condition, _weakest(posterior.directions))
 
 
 _IN_WORDS = [[f"{a}, then {b}" for b in DIRECTIONS] for a in DIRECTIONS]
 
 
 def _weakest(directions: Tensor) -> tuple[str, ...]:
-    order = directions.nan_to_num(0.0).argsort(dim=1, descending=True, stable=True)[:, :2].tolist()
+    variances = directions.numpy(force=True)
+    order = np.argsort(np.where(np.isnan(variances), 0.0, -variances), axis=1, kind="stable")[:, :2].tolist()
     return tuple(_IN_WORDS[a][b] for a, b in order)
+
+
+@lru_cache(maxsize=16)
+def _missed_3d(robust: float) -> float:
+    """Energy of 21 points missed in 3D."""
+    return 0.5 * 21 * float(GemanMcClure(robust).rho(torch.tensor(_MISSED_3D)))
 
 
 def reasons_against(
@@ -95,18 +109,18 @@ def reasons_against(
         gap: (B,) energy of the next different solution minus the best, inf without one.
         apart: (B,) m, mean distance of its points, wrist on wrist, 0 without one.
     """
-    beyond = (2 * terms["limits"]).sqrt() * recipe.limits_sigma_deg
-    missed = 0.5 * 21 * float(GemanMcClure(recipe.robust).rho(torch.tensor(_MISSED_3D)))
+    energy = {name: terms[name].numpy() for name in ("pose_prior", "limits", "points_3d")}
+    beyond = np.sqrt(2 * energy["limits"]) * recipe.limits_sigma_deg
     checks = (
-        (terms["pose_prior"] > pose_limit, "the pose is unlike any the model knows"),
+        (energy["pose_prior"] > pose_limit.numpy(), "the pose is unlike any the model knows"),
         (beyond > 15, "joints are bent beyond their limits"),
-        (betas.abs().amax(1) > 3, "the shape is an outlier"),
-        (relative_rms > 0.05, "the joints miss the keypoints"),
-        (terms["points_3d"] > missed, "the joints miss the 3D points"),
-        ((gap < 1) & (apart > 0.015), "another pose explains the keypoints as well"),
+        (np.abs(betas.numpy()).max(1) > 3, "the shape is an outlier"),
+        (relative_rms.numpy() > 0.05, "the joints miss the keypoints"),
+        (energy["points_3d"] > _missed_3d(recipe.robust), "the joints miss the 3D points"),
+        ((gap.numpy() < 1) & (apart.numpy() > 0.015), "another pose explains the keypoints as well"),
     )
-    code = sum((mask.long() << i for i, (mask, _) in enumerate(checks)), torch.zeros(len(betas), dtype=torch.int64))
+    codes = sum((mask.astype(np.int64) << i for i, (mask, _) in enumerate(checks)), np.zeros(len(betas), np.int64))
     # Of all that may come together only a few do: each is put into words once, however many hands there are.
-    kinds, kind = code.unique(return_inverse=True)
-    said = ["; ".join(text for i, (_, text) in enumerate(checks) if k >> i & 1) for k in kinds.tolist()]
-    return tuple(said[k] for k in kind.tolist())
+    codes = codes.tolist()
+    said = {k: "; ".join(text for i, (_, text) in enumerate(checks) if k >> i & 1) for k in set(codes)}
+    return tuple(said[k] for k in codes)

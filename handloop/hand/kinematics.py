@@ -103,7 +103,7 @@ class Kinematics:
 
     def root_offset(self, betas: Tensor) -> Tensor:
         """(B, 3) J_0(betas): smplx's `transl` is the wrist position minus this."""
-        return self.joints[0] + _shape(self.joints_dirs[:1], betas)[:, 0]
+        return self.joints[0] + (self.joints_dirs[0] * betas[:, None]).sum(2)
 
     def points(self, rotations: Tensor, betas: Tensor, root: Tensor) -> Tensor:
         """The 21 points in canonical order.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
 from handloop.core.errors import InputError
@@ -81,7 +81,7 @@ class MixturePosePrior:
         log_det = torch.diagonal(self.precision_factors, dim1=1, dim2=2).log().sum(1)
         return torch.softmax(-self.offsets - log_det, 0)
 
-    @property
+    @cached_property
     def energy_limit(self) -> float:
         """At least 99.9 % of poses drawn from the prior have less energy.
 
@@ -89,6 +89,7 @@ class MixturePosePrior:
         freedom; broad components have large offsets, so that the limit of a single Gaussian would condemn all theirs.
         """
         from scipy.optimize import brentq
+        from scipy.special import gammainc, gammaincinv
 
         weights, offsets = self.weights.double().cpu().numpy(), self.offsets.double().cpu().numpy()
 

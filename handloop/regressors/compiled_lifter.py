@@ -105,4 +105,4 @@ def _packed(parts: list[np.ndarray], rows: int, columns: int) -> np.ndarray:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+    return np.ascontiguousarray(tensor.numpy(force=True), dtype=np.float64)

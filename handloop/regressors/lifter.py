@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from handloop.core.errors import FileFormatError, InputError
@@ -148,16 +149,20 @@ class PairLifter:
         layout = batch.layout
         layout.check_model(self.lifter.model_digest, self.lifter.tip_set)
         keypoints, camera = batch.keypoints, batch.camera
-        rays = camera.normalise(keypoints.xy)
-        sign = torch.where(keypoints.is_right, 1.0, -1.0).to(rays)
-        rays = torch.stack([rays[..., 0] * sign[:, None], rays[..., 1]], -1)
+        from handloop.so3_kernel import rotation_vectors
+
+        seen = camera.normalise(keypoints.xy).numpy()
+        sign = np.where(keypoints.is_right.numpy(), 1.0, -1.0)[:, None]
+        rays = torch.from_numpy(np.stack([seen[..., 0] * sign, seen[..., 1]], -1))
         lift = self.lifter.compiled.lift
         rotations, betas, root, sd = lift(rays, keypoints.conf, layout.offsets, layout.mean_betas)
-        transl = root - self.kinematics.root_offset(betas)
-        right = HandParams.from_rotation_matrices(rotations, betas, transl)
-        side = keypoints.is_right[:, None]
-        pairs = zip(right.tensors(), right.mirrored().tensors(), strict=True)
-        params = HandParams(*(torch.where(side, a, b) for a, b in pairs))
+        # Seen in a mirror, axis-angles keep their x, positions all but theirs (`HandParams.mirrored`).
+        pose = rotation_vectors(rotations.numpy())
+        pose[..., 1:] *= sign[..., None]
+        transl = (root - self.kinematics.root_offset(betas)).numpy()
+        transl[:, :1] *= sign
+        turns = torch.from_numpy(pose.reshape(-1, 48))
+        params = HandParams(turns[:, :3], turns[:, 3:], betas, torch.from_numpy(transl))
         parts = (sd[:, :16], sd[:, 16:26], sd[:, 26], sd[:, 27])
         # No camera of its own: it is given the keypoints' cameras.
         return Proposal(params, keypoints.is_right, None, *parts, ids=keypoints.ids, source="lifter")

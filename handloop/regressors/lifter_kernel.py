@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined, part
 from handloop.regressors.network import N_INPUT, N_SD, OFFSET_UNIT, USUAL_LOG_SCALE, USUAL_SIZE
 from handloop.regressors.view import ALONG, FARTHEST, STRAY
 
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
     """With the calibration."""
 
 
-@compiled
+@part
 def _dense(weights, first, bias, first_bias, n_in, n_out, x, y, stride, hands):
     """y = W x + b for each hand; n_out is a multiple of ROWS."""
     for o in range(0, n_out, ROWS):
@@ -80,7 +80,7 @@ def _dense(weights, first, bias, first_bias, n_in, n_out, x, y, stride, hands):
             out[4], out[5], out[6], out[7] = t4 + b[4], t5 + b[5], t6 + b[6], t7 + b[7]
 
 
-@compiled
+@part
 def _norm(scale, shift, first, width, padded, x, y, stride, hands):
     """y = layer norm of x; the padding stays 0."""
     a, b = scale[first : first + padded], shift[first : first + padded]
@@ -98,7 +98,7 @@ def _norm(scale, shift, first, width, padded, x, y, stride, hands):
             out[i] = (v[i] - mean) * inverse * a[i] + b[i]
 
 
-@compiled
+@part
 def _gelu(x, n, stride, hands):
     """In place, the form with tanh."""
     for h in range(hands):
@@ -109,7 +109,7 @@ def _gelu(x, n, stride, hands):
             v[i] = t / (np.float32(1.0) + np.exp(-inner))
 
 
-@compiled
+@part
 def median(values, n):
     """The lower median of values[:n], which are sorted on the way; NaN of nothing."""
     if n == 0:
@@ -123,7 +123,7 @@ def median(values, n):
     return values[(n - 1) // 2]
 
 
-@compiled
+@part
 def look(rays, conf, x, turn, w):
     """`HandView.of` for one hand: points and confidences to x[:63], `turn`; returns the scale.
 

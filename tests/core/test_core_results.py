@@ -147,7 +147,8 @@ def test_without_a_lens_there_is_no_distortion_key() -> None:
 @pytest.mark.parametrize("dist", [False, True])
 def test_a_result_comes_back_from_its_file(tmp_path: Path, dist: bool) -> None:
     result = _result(dist)
-    result = replace(result, provenance={**result.provenance, "energy_settings": "noise 2 px"})
+    # A text with the beginning of the energies' names is no energy.
+    result = replace(result, provenance={**result.provenance, "energy_settings": "geman_mcclure 8"})
     back = FitResult.from_arrays(load_npz(result.save(tmp_path)), _Points())
     before, after = result.arrays(), back.arrays()
     assert list(after) == list(before)

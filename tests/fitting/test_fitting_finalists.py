@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from handloop.core.rotations import so3_exp
@@ -29,8 +30,8 @@ def test_flips_alternate_and_a_proposal_has_that_of_the_nearer_palm() -> None:
 
 
 def test_the_best_are_finished_and_one_of_each_flip() -> None:
-    energy = torch.tensor([[1.0, 9.0, 2.0, 8.0, 3.0]], dtype=F64)
-    first, second = torch.tensor([[0, 1, 0, 1, 0]]), torch.tensor([[0, 1, 0, 1, 1]])
+    energy = np.array([[1.0, 9.0, 2.0, 8.0, 3.0]])
+    first, second = np.array([[0, 1, 0, 1, 0]]), np.array([[0, 1, 0, 1, 1]])
     assert pick_finalists(energy, first, 1).tolist() == [[0]]
     # All of one flip: the last gives way to the other flip's best.
     assert pick_finalists(energy, first, 3).tolist() == [[0, 2, 3]]

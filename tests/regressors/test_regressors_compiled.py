@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from handloop.compiler import compiled
 from handloop.hand.load import embedded_hand
+from handloop.regressors import lifter_kernel
 from handloop.regressors.base import KeypointBatch
 from handloop.regressors.compiled_lifter import CompiledLifter
 from handloop.regressors.lifter import Lifter
-from handloop.regressors.lifter_kernel import look, median
 from handloop.regressors.network import LifterNetwork, NetworkSize
 from handloop.regressors.view import HandView
+
+look, median = (compiled(part.py_func) for part in (lifter_kernel.look, lifter_kernel.median))
 
 
 @pytest.fixture(scope="module")

@@ -237,4 +237,4 @@ def _anchor_arrays(anchor: Anchor | None) -> tuple[np.ndarray, ...]:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+    return np.ascontiguousarray(tensor.numpy(force=True), dtype=np.float64)

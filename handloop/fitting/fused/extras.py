@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import inlined, part
 from handloop.fitting.fused.linearise import angle_rows
-from handloop.fitting.fused.math import mul, right_jacobian_inverse, so3_log
+from handloop.fitting.fused.math import mul, right_jacobian_inverse
 from handloop.fitting.fused.records import STRIDE
 from handloop.priors.couplings import DIP, HINGES, MCP, PIP
+from handloop.so3_kernel import so3_log
 
 _MCP, _PIP, _DIP, _HINGES = np.array(MCP), np.array(PIP), np.array(DIP), np.array(HINGES)
 _LARGEST_EXPONENT = 4.0
 
 
-@compiled
+@part
 def extra_energy(model, seen, betas, root, w):
     """Sum of the terms that are on; fills w.parts from 7 on. The joint angles of the state must be in w.angles."""
     parts = w.parts
@@ -40,7 +41,7 @@ def extra_energy(model, seen, betas, root, w):
     return parts[7] + parts[8] + parts[9] + parts[10]
 
 
-@compiled
+@part
 def add_extras(model, seen, betas, root, w, hessian, gradient):
     """Their part of the normal equations."""
     if model.coupling_scale > 0.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined, part
 from handloop.fitting.fused.math import back_substitute, factorise
 from handloop.fitting.fused.points import JOINT, point_jacobian, pose_points
 from handloop.fitting.fused.records import POINTS, RHS, SHARED, STRIDE, WIDTH, N, make_work, one_of
@@ -83,7 +83,7 @@ def _point_rows(model, w):
                     spread[k * POINTS + at] = 0.0
 
 
-@compiled
+@part
 def _forward(factor, inverse, n, spread):
     """spread = U^-T spread in place, row by row, eight finished rows at a time."""
     for i in range(n):
@@ -115,7 +115,7 @@ def _forward(factor, inverse, n, spread):
             own[j] *= scale
 
 
-@compiled
+@part
 def _condition(hessian, factor, inverse, n, v, y):
     """Condition number of the matrix scaled to a unit diagonal, by a few steps of power and of inverse iteration.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import inlined, part
 from handloop.fitting.fused.math import mul, robust_scale
 from handloop.fitting.fused.points import JOINT, chain_derivatives, point_jacobian
 from handloop.fitting.fused.records import RESIDUAL, SHARED, STRIDE, WIDTH, N
@@ -123,13 +123,13 @@ def _add_points(model, seen, root, log_focal, w, hessian, gradient):
             hessian[(SHARED + i) * STRIDE + SHARED + k] += block[(9 + i) * WIDTH + 9 + k]
 
 
-@compiled
+@part
 def _clear(array, n):
     for i in range(n):
         array[i] = 0.0
 
 
-@compiled
+@part
 def _outer(rows, n, first, last, block, start, width):
     """block[i] += sum over the first n rows of row[i] row, for first <= i < last; n is a multiple of 8.
 
@@ -174,7 +174,7 @@ def _add_limits(model, w, hessian, gradient):
                     hessian[(3 * j + e) * STRIDE + 3 * j + g] += r * rows[3 * a + g] * model.limits_scale
 
 
-@compiled
+@part
 def angle_rows(model, j, w):
     """w.blend = derivatives (3, 3) of joint j's flexion, abduction and twist by its axis-angle.
 

@@ -1,10 +1,10 @@
-"""Compiled building blocks: 3x3 products, SO(3), arc tangents, robust costs, Cholesky. All arrays are float64."""
+"""Compiled building blocks: 3x3 products, Jacobians of SO(3), arc tangents, robust costs, Cholesky; all float64."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import inlined, part
 from handloop.fitting.fused.records import RHS, STRIDE, WIDTH
 
 GEMAN_MCCLURE, HUBER, CAUCHY = 0, 1, 2
@@ -44,41 +44,6 @@ def cross_columns(spin, i, ax, ay, az, jac, first):
 
 
 @inlined
-def exp_coefficients(sq):
-    """sin t / t and (1 - cos t) / t^2 of t = sqrt(sq)."""
-    if sq < 0.25:
-        # Series to sq^7: the next terms are below 1e-17.
-        a = 1.0 - sq / 6.0 * (
-            1.0
-            - sq
-            / 20.0
-            * (1.0 - sq / 42.0 * (1.0 - sq / 72.0 * (1.0 - sq / 110.0 * (1.0 - sq / 156.0 * (1.0 - sq / 210.0)))))
-        )
-        b = 0.5 - sq / 24.0 * (
-            1.0
-            - sq
-            / 30.0
-            * (1.0 - sq / 56.0 * (1.0 - sq / 90.0 * (1.0 - sq / 132.0 * (1.0 - sq / 182.0 * (1.0 - sq / 240.0)))))
-        )
-    else:
-        t = np.sqrt(sq)
-        s = np.sin(0.5 * t)
-        a = 2.0 * s * np.cos(0.5 * t) / t
-        b = 2.0 * s * s / sq
-    return a, b
-
-
-@inlined
-def rotation(x, y, z, a, b, out, k):
-    """out[k : k + 9] = rotation matrix of an axis-angle vector with its two coefficients (Rodrigues)."""
-    c = 1.0 - b * (x * x + y * y + z * z)
-    out[k], out[k + 4], out[k + 8] = c + b * x * x, c + b * y * y, c + b * z * z
-    out[k + 1], out[k + 3] = b * x * y - a * z, b * x * y + a * z
-    out[k + 2], out[k + 6] = b * x * z + a * y, b * x * z - a * y
-    out[k + 5], out[k + 7] = b * y * z - a * x, b * y * z + a * x
-
-
-@inlined
 def right_jacobian(x, y, z, a, b, out, k):
     """out[k : k + 9] = J_r, exp(w + d) = exp(w) exp(J_r d), as `core.rotations.right_jacobian`: I - b [w] + c [w]^2."""
     sq = x * x + y * y + z * z
@@ -107,39 +72,6 @@ def right_jacobian_inverse(x, y, z, out):
     out[1], out[3] = d * x * y - 0.5 * z, d * x * y + 0.5 * z
     out[2], out[6] = d * x * z + 0.5 * y, d * x * z - 0.5 * y
     out[5], out[7] = d * y * z - 0.5 * x, d * y * z + 0.5 * x
-
-
-@compiled
-def so3_log(r, k, out, at):
-    """out[at : at + 3] = axis-angle vector of the rotation matrix r[k : k + 9].
-
-    Through the best-conditioned component of the quaternion (Shepperd).
-    """
-    r00, r11, r22 = r[k], r[k + 4], r[k + 8]
-    trace = r00 + r11 + r22
-    i, top = 0, trace
-    if r00 > top:
-        i, top = 1, r00
-    if r11 > top:
-        i, top = 2, r11
-    if r22 > top:
-        i, top = 3, r22
-    if i == 0:
-        w, x, y, z = 1.0 + trace, r[k + 7] - r[k + 5], r[k + 2] - r[k + 6], r[k + 3] - r[k + 1]
-    elif i == 1:
-        w, x, y, z = r[k + 7] - r[k + 5], 1.0 + 2.0 * r00 - trace, r[k + 3] + r[k + 1], r[k + 2] + r[k + 6]
-    elif i == 2:
-        w, x, y, z = r[k + 2] - r[k + 6], r[k + 3] + r[k + 1], 1.0 + 2.0 * r11 - trace, r[k + 7] + r[k + 5]
-    else:
-        w, x, y, z = r[k + 3] - r[k + 1], r[k + 2] + r[k + 6], r[k + 7] + r[k + 5], 1.0 + 2.0 * r22 - trace
-    if w < 0:
-        w, x, y, z = -w, -x, -y, -z
-    sin = np.sqrt(x * x + y * y + z * z)
-    if sin < 1e-6 * w:
-        factor = 2.0 / w
-    else:
-        factor = 2.0 * np.arctan2(sin, w) / sin
-    out[at], out[at + 1], out[at + 2] = factor * x, factor * y, factor * z
 
 
 @inlined
@@ -195,7 +127,7 @@ def robust_scale(s, c2, kind):
     return np.sqrt(c2 / (c2 + s))
 
 
-@compiled
+@part
 def factorise(hessian, gradient, n, damping, floor, factor, row, inverse):
     """Cholesky factor U^T U of H + damping diag(H) + floor, and U^-T (-gradient) in its column RHS.
 
@@ -253,7 +185,7 @@ def factorise(hessian, gradient, n, damping, floor, factor, row, inverse):
     return True
 
 
-@compiled
+@part
 def back_substitute(factor, inverse, n, x):
     """x = U^-1 (column RHS), four unknowns at a time: their sums do not wait for each other."""
     k = n

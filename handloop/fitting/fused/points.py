@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
-from handloop.fitting.fused.math import cross_columns, exp_coefficients, mul, right_jacobian, rotation, turn_vector
+from handloop.compiler import inlined, part
+from handloop.fitting.fused.math import cross_columns, mul, right_jacobian, turn_vector
 from handloop.fitting.fused.records import WIDTH
 from handloop.hand.kinematics import CHAINS, STARTING_JOINT
+from handloop.so3_kernel import exp_coefficients, rotation
 
 JOINT = np.array(CHAINS)
 START = np.array(STARTING_JOINT)
 
 
-@compiled
+@part
 def pose_points(model, pose, wrist, betas, root, w):
     """Fill w.rot, w.world, w.x, w.skinned, w.points from axis-angles (45,), wrist rotation, betas, wrist position."""
     rest, rot, world, x, points, feature = w.rest, w.rot, w.world, w.x, w.points, w.feature

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from handloop.compiler import compiled, inlined
+from handloop.compiler import compiled, inlined, part
 from handloop.fitting.fused.energy import energy_of
 from handloop.fitting.fused.extras import add_extras, extra_energy
 from handloop.fitting.fused.linearise import linearise
-from handloop.fitting.fused.math import back_substitute, exp_coefficients, factorise, mul, rotation, so3_log
+from handloop.fitting.fused.math import back_substitute, factorise, mul
 from handloop.fitting.fused.records import STRIDE, N, make_work, one_of
+from handloop.so3_kernel import exp_coefficients, rotation, so3_log
 
 
-@compiled
+@part
 def total_energy(model, seen, pose, wrist, betas, root, log_focal, w):
     """Energy of all terms; fills w.points, w.parts and what `normal_equations` needs."""
     energy = energy_of(model, seen, pose, wrist, betas, root, log_focal, w)
     return energy + extra_energy(model, seen, betas, root, w)
 
 
-@compiled
+@part
 def normal_equations(model, seen, pose, betas, root, log_focal, w):
     """Upper triangle of J^T J into w.hessian, J^T r into w.gradient, at the state of the last `total_energy`."""
     linearise(model, seen, pose, betas, root, log_focal, w)
@@ -78,7 +79,7 @@ def _take_over(w):
         w.betas[s] = w.new_betas[s]
 
 
-@compiled
+@part
 def step(hessian, gradient, n, damping, factor, row, inverse, delta):
     """Damped increment into `delta`; returns the decrease the linear model predicts, NaN where there is no step."""
     top = 0.0
@@ -191,7 +192,7 @@ def solve_range(
         _write_state(rot[i], betas[i], root[i], w)
 
 
-@compiled
+@part
 def read_state(rot, betas, root, w):
     """Rotations (16 * 9,), betas, wrist position into w.pose, w.wrist, w.betas, w.root."""
     for j in range(15):

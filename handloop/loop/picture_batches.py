@@ -19,7 +19,7 @@ from handloop.core.camera import Camera
 from handloop.core.errors import HandloopError
 from handloop.core.params import HandParams
 from handloop.core.view_change import ViewChange
-from handloop.formats.crops import augment_picture, warp_picture
+from handloop.formats.crops import augment_pictures, warp_pictures
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import HandPair
 from handloop.loop.picture_source import DrawnPictures, PictureSource
@@ -148,7 +148,7 @@ class PictureBatches:
             *(hands.camera, hands.box, o.size, keypoints.image_size, keypoints.is_right, augment, generator)
         )
         view = drawing.view
-        crops = [augment_picture(picture, drawing, row) for row, picture in enumerate(drawn.pictures)]
+        crops = augment_pictures(drawn.pictures, drawing)
         seen = view.keypoints(keypoints)
         shown, shown_conf = disturbed(seen.xy, seen.conf, o, generator)
         known = torch.isfinite(hands.joints).all(2)
@@ -198,8 +198,9 @@ def _masks(drawn: DrawnPictures, view: ViewChange, options: BatchOptions) -> tup
     if not options.masks:
         return torch.zeros(n, 0, 0), torch.zeros(n, 0, 2), torch.zeros(n, dtype=torch.bool)
     fields, pixels, has = [], [], []
-    for row, mask in enumerate(drawn.masks):
+    for row in range(n):
         crop = np.zeros((size, size), bool)
+        mask = drawn.masks[row]
         if mask is not None:
             grey = np.repeat(mask[..., None].astype(np.uint8) * np.uint8(255), 3, 2)
             crop = warp_picture(grey, view, row)[..., 0] > 127

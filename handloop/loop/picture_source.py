@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -66,7 +66,25 @@ class DrawnPictures:
     pictures: Sequence[np.ndarray]
     """N times (H, W, 3) uint8, the whole pictures."""
     masks: Sequence[np.ndarray | None]
-    """N times (H, W) bool, None where there is none."""
+    """N times (H, W) bool, None where there is none; perhaps read only when asked for."""
+
+
+class _LazyMasks(Sequence[np.ndarray | None]):
+    """Masks that are read one at a time: most trainings want none."""
+
+    def __init__(self, n: int, read: Callable[[int], np.ndarray | None]) -> None:
+        self._n, self._read = n, read
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray | None]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | None | list[np.ndarray | None]:
+        places = range(self._n)[index]
+        return self._read(places) if isinstance(places, int) else [self._read(place) for place in places]
 
 
 class PictureSource(Protocol):
@@ -107,7 +125,7 @@ class ShardSource:
                 _where(usable, some.params.select(at)), [f"{int(some.index[row]):08d}" for row in numbers],
             ),
             rgb,
-            [some.mask(row) for row in numbers],
+            _LazyMasks(len(rgb), lambda place: some.mask(numbers[place])),
         )  # fmt: skip
 
 
@@ -182,7 +200,7 @@ class DatasetSource:
         hands = self.hands.select(torch.tensor(numbers))
         paths = hands.keypoints.image
         pictures = [load_picture(path, name) for path, name in zip(paths, hands.keypoints.ids, strict=True)]
-        masks = [_mask(self.masks[row]) for row in numbers]
+        masks = _LazyMasks(len(pictures), lambda place: _mask(self.masks[numbers[place]]))
         # What the labels say of the size may be an assumption of their format's.
         sizes = torch.tensor([picture.shape[1::-1] for picture in pictures], dtype=torch.float64)
         hands = replace(hands, keypoints=replace(hands.keypoints, image_size=sizes))

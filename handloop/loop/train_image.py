@@ -25,11 +25,15 @@ from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.backbones import load_pretrained
 from handloop.regressors.image import ImageRegressor
 from handloop.regressors.image_network import N_SD, ImageNetwork, ImageNetworkOptions, Regressed, heatmaps_of
+from handloop.regressors.lifter import Lifter
+from handloop.regressors.lifting_head import LiftingHead
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _CHECKPOINT = "handloop image training 1"
 _AUGMENT = AugmentOptions(scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
+_ADAPTED = 0.1
+"""Learning rate of a keypoint lifter inside the network over that of the rest."""
 _LEAST_CALIBRATION = 100
 """Hands from which a scale of the deviations can be told."""
 
@@ -150,9 +154,9 @@ class ImageTraining:
         self.mean = torch.optim.swa_utils.AveragedModel(
             self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
         )
-        self.optimiser = torch.optim.AdamW(_decayed(self.network, options.weight_decay), lr=options.learning_rate)
+        self.optimiser = torch.optim.AdamW(_groups(self.network, options))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.learning_rate, options.steps, pct_start=options.rising
+            self.optimiser, [g["lr"] for g in self.optimiser.param_groups], options.steps, pct_start=options.rising
         )
         self.dtype = _dtype(options.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -277,7 +281,7 @@ def regress(network: ImageNetwork, batch: TrainingBatch) -> Regressed:
     """The network's answer to a batch, with heat-maps where it takes them."""
     size = network.options.size
     maps = heatmaps_of(batch.shown, batch.shown_conf, size) if network.options.heatmaps else None
-    answer: Regressed = network(batch.crops, maps)
+    answer: Regressed = network(batch.crops, batch.camera(), maps)
     return answer
 
 
@@ -320,17 +324,29 @@ def calibrate(network: ImageNetwork, batches: PictureBatches) -> None:
 
 
 def start_at_the_usual_hand(network: ImageNetwork, pair: HandPair) -> None:
-    """Let the untrained network answer with the mean of the hand model's own poses."""
-    mean = GaussianPosePrior.from_hand(pair.right).mean.reshape(15, 3)
+    """Let the untrained network answer with the mean of the hand model's own poses, or with what the keypoint lifter
+    that comes with the package says of the points, where it knows the model."""
+    mean = matrix_to_6d(so3_exp(GaussianPosePrior.from_hand(pair.right).mean.reshape(15, 3)))
     with torch.no_grad():
-        network.usual[1:] = matrix_to_6d(so3_exp(mean)).to(network.usual)
+        network.usual[1:] = mean.to(network.usual)
+        if isinstance(network.head, LiftingHead):
+            network.head.lifter.usual[6:] = mean.flatten().to(network.usual)
+            shipped = Lifter.shipped()
+            if shipped.knows(pair.right):
+                network.head.lifter.load_state_dict(shipped.network.state_dict())
 
 
-def _decayed(network: ImageNetwork, decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms, biases and queries do not."""
-    large = [p for p in network.parameters() if p.ndim > 1]
-    small = [p for p in network.parameters() if p.ndim < 2]
-    return [{"params": large, "weight_decay": decay}, {"params": small, "weight_decay": 0.0}]
+def _groups(network: ImageNetwork, options: ImageTrainOptions) -> list[dict[str, object]]:
+    """Matrices decay; norms, biases and queries do not. A lifter is not learned anew, but adapted."""
+    lifter = set(network.head.lifter.parameters()) if isinstance(network.head, LiftingHead) else set()
+    groups: list[dict[str, object]] = []
+    for adapted in (False, True):
+        for large in (True, False):
+            some = [p for p in network.parameters() if (p in lifter) == adapted and (p.ndim > 1) == large]
+            rate = options.learning_rate * (_ADAPTED if adapted else 1.0)
+            if some:
+                groups.append({"params": some, "weight_decay": options.weight_decay * large, "lr": rate})
+    return groups
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

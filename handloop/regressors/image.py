@@ -69,7 +69,7 @@ class ImageRegressor:
                 maps = heatmaps_of(seen.xy[rows].float(), seen.conf[rows].float(), size).to(device)
             camera = batch.view.camera_out.select(torch.arange(len(batch))[rows])
             with torch.inference_mode():
-                out = self.network(batch.crops[rows].to(device), maps)
+                out = self.network(batch.crops[rows].to(device), camera, maps)
                 part = (out.rotations, out.betas, out.root(camera, size), out.log_sd)
             found.append(tuple(t.double().cpu() for t in part))
         rotations, betas, root, log_sd = (torch.cat(part) for part in zip(*found, strict=True))

@@ -20,6 +20,7 @@ from handloop.loop.picture_batches import TrainingBatch
 from handloop.loop.picture_source import PictureSource, open_source
 from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions, Measured, regress
 from handloop.regressors.backbones import BackboneOptions
+from handloop.regressors.image_heads import TAUGHT_SD
 from handloop.regressors.image_network import ImageNetworkOptions, Regressed
 from handloop.synth.picture import PictureOptions
 from handloop.synth.produce import Order, produce
@@ -55,9 +56,10 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     ("backbone", "head", "steps"),
     [
         (BackboneOptions("small", 8), "iterative", 80),
+        (BackboneOptions("small", 8), "lifting", 80),
         pytest.param(RESNET, "attention", 100, marks=needs_transformers),
     ],
-    ids=["small", "resnet"],
+    ids=["iterative", "lifting", "attention"],
 )
 def test_eight_hands_can_be_learned_by_heart(
     source: PictureSource, backbone: BackboneOptions, head: str, steps: int
@@ -173,10 +175,15 @@ def exact(source: PictureSource) -> tuple[TrainingBatch, Regressed]:
     s = 2 * batch.focal.mean(1) / (64 * batch.root[:, 2])
     place = (batch.camera().project(batch.root[:, None].double())[:, 0] - 31.5).float() / 32 / s[:, None]
     located = (2 * batch.points + 1) / 64 - 1
+    cells = torch.arange(32.0)
+    along = -0.5 * ((cells - (16 * (located[..., None] + 1) - 0.5)) / TAUGHT_SD).square()
+    heat = along[:, :, 1, :, None] + along[:, :, 0, None, :]
+    depths = (batch.joints - batch.joints[:, 9:10])[..., 2] * s[:, None]
     weak = torch.cat([s[:, None], place], 1)
     return batch, Regressed(
-        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), located, weak, torch.zeros(4, 28)
-    )
+        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), heat, located, torch.zeros(4, 21), depths,
+        weak, torch.zeros(4, 28),
+    )  # fmt: skip
 
 
 EVERYTHING = ImageLossWeights(vertices=1, mask=1, biomechanical=1, usual_pose=1)
@@ -198,11 +205,19 @@ def test_the_truth_costs_next_to_nothing(exact: tuple[TrainingBatch, Regressed])
         "vertices",
         "usual_pose",
         "located",
+        "heat",
+        "depths",
     ):
         assert float(parts[name]) < 0.03, name
     assert float(parts["mask"]) < 0.1
     wrong = replace(
-        out, rotations=out.rotations.roll(1, 0), betas=out.betas + 1, weak=out.weak * 1.3, located=out.located + 0.2
+        out,
+        rotations=out.rotations.roll(1, 0),
+        betas=out.betas + 1,
+        weak=out.weak * 1.3,
+        located=out.located + 0.2,
+        heat=out.heat.roll(3, 3),
+        depths=out.depths + 0.1,
     )
     worse = loss.parts(replace(wrong, coefficients=torch.ones(4, 2)), batch, 64, True)
     for name in set(parts) - {"biomechanical", "usual_betas"}:

@@ -52,7 +52,8 @@ class ImageLossWeights:
     located: float = 5.0
     """Of the points that the network sees in the picture before it thinks of a hand, in halves of the crop."""
     heat: float = 0.3
-    """Of the maps that these points come from: the divergence from a Gaussian about the true point."""
+    """Of the maps that these points come from, in a head that is taught them: the divergence from a Gaussian about
+    the true point."""
     heading: float = 1.0
     """Of the direction of the fingers in the picture, from a head that turns crops by it."""
     depths: float = 2.0
@@ -128,8 +129,8 @@ class ImageLoss:
                 lambda: reprojection_loss(_project(points, batch), batch.points, batch.conf, box, cap=2.0),
             ),
             "located": (w.located, lambda: _located(out, batch, size)),
-            "heat": (w.heat, lambda: _heat(out, batch, size)),
-            "heading": (w.heading * bool(out.heading.shape[1]), lambda: _heading(out, batch, size)),
+            "heat": (w.heat * bool(out.heat.shape[2]), lambda: _heat(out, batch, size)),
+            "heading": (w.heading * bool(out.heading.shape[1]), lambda: _heading(out.heading, batch, size)),
             "depths": (w.depths * bool(out.depths.shape[1]), lambda: _depths(out, batch, size)),
             "vertices": (w.vertices, lambda: self._vertices(out, root, batch)),
             "mask": (w.mask, lambda: self._mask(out, root, batch)),
@@ -139,6 +140,10 @@ class ImageLoss:
             "deviations": (w.deviations * deviations, lambda: _deviations(out, root, batch)),
         }
         return {name: weight * cost().mean() for name, (weight, cost) in costs.items() if weight}
+
+    def heading_alone(self, heading: Tensor, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
+        """The loss of the direction (B, 2) of the fingers, as one of `parts`."""
+        return {"heading": self.weights.heading * _heading(heading, batch, size).mean()}
 
     @property
     def _unit(self) -> float:
@@ -218,11 +223,11 @@ def _gaussian(at: Tensor, n: int) -> Tensor:
     return (-0.5 * (away / TAUGHT_SD).square()).softmax(2)
 
 
-def _heading(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+def _heading(heading: Tensor, batch: TrainingBatch, size: int) -> Tensor:
     """Squared distance to the unit direction: where it cannot be told, the best answer is a short one."""
     pull = fingers_direction((2 * batch.points + 1) / size - 1, batch.conf)
     length = pull.norm(dim=1, keepdim=True)
-    error = (out.heading - pull / length.clamp(min=1e-6)).square().sum(1)
+    error = (heading - pull / length.clamp(min=1e-6)).square().sum(1)
     # Hands seen along the fingers have no direction; fewer than four points tell none.
     return error * (length[:, 0] / _CLEAR).clamp(max=1) * ((batch.conf > 0).sum(1) > 3)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -45,9 +46,11 @@ class ImageTrainOptions:
     steps: int = 10000
     batch: int = 32
     learning_rate: float = 1e-3
-    """The highest of the cycle (OneCycleLR: it rises, then falls as a cosine)."""
+    """The highest of the cycle, in which it rises and then falls as a cosine."""
     rising: float = 0.1
     """Share of the steps in which it rises."""
+    heading_first: float = 0.2
+    """Share of the steps, cheap ones, in which a head that turns crops learns nothing but where the fingers point."""
     weight_decay: float = 0.01
     ema: float = 0.998
     """Decay of the averaged weights, which are the ones that are kept."""
@@ -154,10 +157,11 @@ class ImageTraining:
         self.mean = torch.optim.swa_utils.AveragedModel(
             self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
         )
-        self.optimiser = torch.optim.AdamW(_groups(self.network, options))
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, [g["lr"] for g in self.optimiser.param_groups], options.steps, pct_start=options.rising
-        )
+        turns = isinstance(self.network.head, LiftingHead)
+        self.alone = int(options.heading_first * options.steps) if turns else 0
+        groups, rates = _groups(self.network, options, self.alone)
+        self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rates)
         self.dtype = _dtype(options.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
@@ -211,14 +215,14 @@ class ImageTraining:
         # Whatever a backbone draws is decided by the step, so that a resumed training draws the same.
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((o.seed + 7919 * self.step) % 2**63)
-            with self._autocast():
-                out = regress(self.network, batch)
-            parts = self.loss.parts(out, batch, o.network.size, self.step >= o.deviations_from * o.steps)
+            parts = self._parts(batch)
             total = torch.stack(list(parts.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
             self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimiser)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        # Parts of the network with losses of their own scale do not slow each other down.
+        for group in self.optimiser.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.step + 1 < o.steps:
@@ -226,6 +230,16 @@ class ImageTraining:
         self.mean.update_parameters(self.network)
         self.step += 1
         return {name: float(value.detach()) for name, value in parts.items()}
+
+    def _parts(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        o = self.options
+        if self.step < self.alone:
+            with self._autocast():
+                heading = self.network.turned(batch.crops).heading
+            return self.loss.heading_alone(heading, batch, o.network.size)
+        with self._autocast():
+            out = regress(self.network, batch)
+        return self.loss.parts(out, batch, o.network.size, self.step >= o.deviations_from * o.steps)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
@@ -336,17 +350,43 @@ def start_at_the_usual_hand(network: ImageNetwork, pair: HandPair) -> None:
                 network.head.lifter.load_state_dict(shipped.network.state_dict())
 
 
-def _groups(network: ImageNetwork, options: ImageTrainOptions) -> list[dict[str, object]]:
-    """Matrices decay; norms, biases and queries do not. A lifter is not learned anew, but adapted."""
-    lifter = set(network.head.lifter.parameters()) if isinstance(network.head, LiftingHead) else set()
+def _groups(
+    network: ImageNetwork, options: ImageTrainOptions, alone: int
+) -> tuple[list[dict[str, object]], list[Callable[[int], float]]]:
+    """Groups of weights, and the course of the learning rate of each.
+
+    Matrices decay; norms, biases and queries do not. A lifter is adapted rather than learned, and so is the direction
+    after the steps that it has for itself.
+    """
+    main = partial(_cycle, first=alone, last=options.steps, rising=options.rising)
+    early = partial(_cycle, first=0, last=alone, rising=options.rising)
+    courses: dict[str, Callable[[int], float]] = {
+        "upright.": lambda step: early(step) if step < alone else _ADAPTED * main(step),
+        "head.lifter.": lambda step: _ADAPTED * main(step),
+        "": main,
+    }
     groups: list[dict[str, object]] = []
-    for adapted in (False, True):
+    rates: list[Callable[[int], float]] = []
+    for prefix, course in courses.items():
+        own = {
+            name: p
+            for name, p in network.named_parameters()
+            if next(known for known in courses if name.startswith(known)) == prefix
+        }
         for large in (True, False):
-            some = [p for p in network.parameters() if (p in lifter) == adapted and (p.ndim > 1) == large]
-            rate = options.learning_rate * (_ADAPTED if adapted else 1.0)
+            some = [p for p in own.values() if (p.ndim > 1) == large]
             if some:
-                groups.append({"params": some, "weight_decay": options.weight_decay * large, "lr": rate})
-    return groups
+                groups.append({"params": some, "weight_decay": options.weight_decay * large})
+                rates.append(course)
+    return groups, rates
+
+
+def _cycle(step: int, first: int, last: int, rising: float) -> float:
+    """The learning rate as a share of the highest: one cycle (Smith 2018) between two steps, low before and after."""
+    done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
+    if done < rising:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * done / rising))
+    return 1e-4 + 0.5 * (1 + math.cos(math.pi * (done - rising) / (1 - rising)))
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

@@ -15,7 +15,7 @@ from handloop.core.rotations import matrix_from_6d, so3_exp
 from handloop.hand.model import Hand
 from handloop.regressors.backbones import BackboneOptions, build_backbone
 from handloop.regressors.image_heads import AttentionHead, IterativeHead, Locator, moments
-from handloop.regressors.lifting_head import LiftingHead, SeenHand, Upright
+from handloop.regressors.lifting_head import LiftingHead, SeenHand, Turned, Upright
 
 N_SD = 16 + 10 + 1 + 1
 """A standard deviation per rotation, per beta, for the wrist's bearing and for its log depth."""
@@ -87,7 +87,8 @@ class Regressed:
     turn: Tensor
     """(B, 2, 2) from places in the crop to places in the maps, both in halves of their side, from their middles."""
     heat: Tensor
-    """(B, 21, h, w) logits of where the network sees the points in these maps."""
+    """(B, 21, h, w) logits of where the network sees the points in these maps; h = w = 0 for heads that are not
+    taught maps."""
     located: Tensor
     """(B, 21, 2) their means, in units of half the crop, from its middle."""
     located_sd: Tensor
@@ -168,22 +169,30 @@ class ImageNetwork(nn.Module):
                 f"crops of shape {tuple(crops.shape)} came {'without' if heatmaps is None else 'with'} heat-maps, this "
                 f"network expects (N, 3, {size}, {size}) {'with' if self.options.heatmaps else 'without'}."
             )
-        x = (crops.to(self.usual) / 255 - self.colour_mean) / self.colour_sd
+        x = self._normalised(crops)
         if heatmaps is not None:
             x = torch.cat([x, heatmaps.to(x)], 1)
         if isinstance(self.head, LiftingHead):
-            turned = self.upright(x)
+            turned: Turned = self.upright(x)
             return self._lifted(self.head(self.backbone.pyramid(turned.crops), turned, camera, size), camera)
         features = self.backbone(x)
-        heat = self.locator(features)
-        located, located_sd = moments(heat)
+        located, located_sd = moments(self.locator(features))
         raw = self.head(features, located).float()
         # The deviations describe the error; what they learn must not pull on what makes it.
         log_sd = self.spread(features.detach().mean((2, 3))).float()
         with torch.autocast(raw.device.type, enabled=False):
             turns, coefficients, betas, weak = self._hand(raw)
         none, same = raw[:, :0], torch.eye(2).to(raw).expand(len(raw), 2, 2)
-        return Regressed(turns, coefficients, betas, none, same, heat, located, located_sd, none, weak, log_sd)
+        no_maps = raw.new_zeros(len(raw), 21, 0, 0)
+        return Regressed(turns, coefficients, betas, none, same, no_maps, located, located_sd, none, weak, log_sd)
+
+    def turned(self, crops: Tensor) -> Turned:
+        """The crops as the lifting head sees them; see `forward`."""
+        turned: Turned = self.upright(self._normalised(crops))
+        return turned
+
+    def _normalised(self, crops: Tensor) -> Tensor:
+        return (crops.to(self.usual) / 255 - self.colour_mean) / self.colour_sd
 
     def _lifted(self, seen: SeenHand, camera: Camera) -> Regressed:
         hand, size = seen.hand, self.options.size

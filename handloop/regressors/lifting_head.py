@@ -148,9 +148,9 @@ class LiftingHead(nn.Module):
             at = share @ fine.float().flatten(2).mT
             parts = nn.functional.gelu(torch.einsum("bpc,pcd->bpd", at, self.condense), approximate="tanh")
             depths = (parts * self.depth).sum(2)
-            given = [
-                parts.flatten(1), places.flatten(1), spread.log(), depths, maps[-1].float().mean((2, 3)),
-            ]  # fmt: skip
+            # The features learn from places and depths, which say where they went wrong; a pose's loss does not.
+            whole = maps[-1].detach().float().mean((2, 3))
+            given = [parts.detach().flatten(1), places.flatten(1), spread.log(), depths.detach(), whole]
             hint = self.enter(self.hint(torch.cat(given, 1)))
             px = (size * (places + 1) - 1) / 2
             focal, princpt = camera.focal.to(px), camera.princpt.to(px)

@@ -207,7 +207,7 @@ def _located(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
 
 def _heat(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
     """Divergence of the maps from a Gaussian about each point: cross-entropy less the Gaussian's own entropy."""
-    seen = _to_locate(batch, size)[0] @ out.turn.mT
+    seen = _to_locate(batch, size)[0] @ out.turn.detach().mT
     weight = batch.conf * (seen.abs() < 1).all(2)
     h, w = out.heat.shape[2:]
     across, down = _gaussian(seen[..., 0], w), _gaussian(seen[..., 1], h)

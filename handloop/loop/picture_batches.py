@@ -197,13 +197,16 @@ def _masks(drawn: DrawnPictures, view: ViewChange, options: BatchOptions) -> tup
     n, size = len(drawn.pictures), options.size
     if not options.masks:
         return torch.zeros(n, 0, 0), torch.zeros(n, 0, 2), torch.zeros(n, dtype=torch.bool)
-    fields, pixels, has = [], [], []
-    for row in range(n):
-        crop = np.zeros((size, size), bool)
-        mask = drawn.masks[row]
+    masks = [drawn.masks[row] for row in range(n)]
+    greys = []
+    for picture, mask in zip(drawn.pictures, masks, strict=True):
+        grey = np.zeros_like(picture)
         if mask is not None:
-            grey = np.repeat(mask[..., None].astype(np.uint8) * np.uint8(255), 3, 2)
-            crop = warp_picture(grey, view, row)[..., 0] > 127
+            grey[mask] = 255
+        greys.append(grey)
+    fields, pixels, has = [], [], []
+    for warped in warp_pictures(greys, view):
+        crop = warped[..., 0] > 127
         fields.append(distance_field(crop))
         pixels.append(mask_pixels(crop, MASK_PIXELS))
         has.append(bool(crop.any()))

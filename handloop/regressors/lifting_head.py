@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from handloop.core.camera import Camera
 from handloop.regressors.backbones import SmallResNet
-from handloop.regressors.image_heads import moments
+from handloop.regressors.image_heads import middles, moments
 from handloop.regressors.network import Lifted, LifterNetwork, NetworkSize
 from handloop.regressors.view import upward
 
@@ -80,8 +80,8 @@ class Upright(nn.Module):
             clear = heading.detach()
             clear = clear + 1e-6 * torch.tensor([0.0, -1.0]).to(clear)
             turn = upward(nn.functional.normalize(clear, dim=1)) / _WIDER
-            back = nn.functional.pad(_WIDER**2 * turn.mT, (0, 1))
-            grid = nn.functional.affine_grid(back, [len(x), 1, self.size, self.size], align_corners=False)
+            down, across = torch.meshgrid(*(middles(self.size).to(x),) * 2, indexing="ij")
+            grid = torch.stack([across, down], 2) @ (_WIDER**2 * turn)[:, None]
             crops = nn.functional.grid_sample(x, grid, align_corners=False)
         return Turned(crops, heading, turn)
 

@@ -22,6 +22,7 @@ from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOp
 from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image_heads import TAUGHT_SD
 from handloop.regressors.image_network import ImageNetworkOptions, Regressed
+from handloop.regressors.view import fingers_direction
 from handloop.synth.picture import PictureOptions
 from handloop.synth.produce import Order, produce
 
@@ -117,6 +118,25 @@ def test_components_heat_maps_and_masks_train(source: PictureSource, head: str) 
     assert sum(moved) > 0.9 * len(moved)
 
 
+def test_the_direction_of_the_fingers_is_learned_first(source: PictureSource) -> None:
+    """For its share of the steps nothing else moves; then everything does."""
+    options = replace(TINY, steps=10, batch=8, held_out=0, network=replace(NETWORK, head="lifting", width=16))
+    training = ImageTraining(embedded_hand(), source, options)
+    start = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+    seen: list[ImageProgress] = []
+
+    def moved() -> set[str]:
+        now = training.network.named_parameters()
+        return {name.split(".")[0] for name, p in now if not torch.equal(p, start[name])}
+
+    def look(at: ImageProgress) -> None:
+        seen.append(at)
+        assert moved() == ({"upright"} if at.step <= 2 else {"upright", "backbone", "head"})
+
+    training.run(None, look)
+    assert set(seen[1].parts) == {"heading"} and {"heat", "located", "depths", "points"} < set(seen[2].parts)
+
+
 def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path) -> None:
     file = tmp_path / "w.checkpoint"
 
@@ -175,14 +195,19 @@ def exact(source: PictureSource) -> tuple[TrainingBatch, Regressed]:
     s = 2 * batch.focal.mean(1) / (64 * batch.root[:, 2])
     place = (batch.camera().project(batch.root[:, None].double())[:, 0] - 31.5).float() / 32 / s[:, None]
     located = (2 * batch.points + 1) / 64 - 1
+    # A quarter turn, so that right becomes down.
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]]).repeat(4, 1, 1)
+    turned = torch.stack([-located[..., 1], located[..., 0]], 2)
     cells = torch.arange(32.0)
-    along = -0.5 * ((cells - (16 * (located[..., None] + 1) - 0.5)) / TAUGHT_SD).square()
+    along = -0.5 * ((cells - (16 * (turned[..., None] + 1) - 0.5)) / TAUGHT_SD).square()
     heat = along[:, :, 1, :, None] + along[:, :, 0, None, :]
+    pull = fingers_direction(located, batch.conf)
+    heading = pull / pull.norm(dim=1, keepdim=True)
     depths = (batch.joints - batch.joints[:, 9:10])[..., 2] * s[:, None]
     weak = torch.cat([s[:, None], place], 1)
     return batch, Regressed(
-        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), heat, located, torch.zeros(4, 21), depths,
-        weak, torch.zeros(4, 28),
+        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), heading, turn, heat, located,
+        torch.zeros(4, 21), depths, weak, torch.zeros(4, 28),
     )  # fmt: skip
 
 
@@ -206,6 +231,7 @@ def test_the_truth_costs_next_to_nothing(exact: tuple[TrainingBatch, Regressed])
         "usual_pose",
         "located",
         "heat",
+        "heading",
         "depths",
     ):
         assert float(parts[name]) < 0.03, name
@@ -218,6 +244,7 @@ def test_the_truth_costs_next_to_nothing(exact: tuple[TrainingBatch, Regressed])
         located=out.located + 0.2,
         heat=out.heat.roll(3, 3),
         depths=out.depths + 0.1,
+        heading=-out.heading,
     )
     worse = loss.parts(replace(wrong, coefficients=torch.ones(4, 2)), batch, 64, True)
     for name in set(parts) - {"biomechanical", "usual_betas"}:

@@ -194,7 +194,7 @@ def disturbed(points: Tensor, conf: Tensor, options: BatchOptions, generator: to
 
 
 def _masks(drawn: DrawnPictures, view: ViewChange, options: BatchOptions) -> tuple[Tensor, Tensor, Tensor]:
-    n, size = len(drawn.pictures), options.size
+    n = len(drawn.pictures)
     if not options.masks:
         return torch.zeros(n, 0, 0), torch.zeros(n, 0, 2), torch.zeros(n, dtype=torch.bool)
     masks = [drawn.masks[row] for row in range(n)]

@@ -82,7 +82,7 @@ class _LazyMasks(Sequence[np.ndarray | None]):
     def __getitem__(self, index: int) -> np.ndarray | None: ...
     @overload
     def __getitem__(self, index: slice) -> list[np.ndarray | None]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | None | list[np.ndarray | None]:
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray | None] | None:
         places = range(self._n)[index]
         return self._read(places) if isinstance(places, int) else [self._read(place) for place in places]
 

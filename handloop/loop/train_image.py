@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from handloop.core.rotations import matrix_to_6d, so3_exp
 from handloop.evaluation.alignment import similarity
 from handloop.hand.model import HandPair
 from handloop.loop.image_losses import ImageLoss, ImageLossWeights, by_group, errors_of
+from handloop.loop.image_rates import groups_of
 from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
 from handloop.loop.picture_source import PictureSource
 from handloop.priors.gaussian import GaussianPosePrior
@@ -33,8 +33,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _CHECKPOINT = "handloop image training 1"
 _AUGMENT = AugmentOptions(scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
-_ADAPTED = 0.1
-"""Learning rate of a keypoint lifter inside the network over that of the rest."""
 _LEAST_CALIBRATION = 100
 """Hands from which a scale of the deviations can be told."""
 
@@ -62,7 +60,7 @@ class ImageTrainOptions:
     measure_every: int = 500
     """Steps between two measurements on them, and between two checkpoints."""
     precision: Precision = "auto"
-    """Of the network's products; auto is bf16 on a GPU that has it, else fp16, and 32 bits on a CPU."""
+    """Of the network's products; auto is bf16 where a GPU or a CPU has it, else fp16 on a GPU and 32 bits on a CPU."""
     network: ImageNetworkOptions = field(default_factory=ImageNetworkOptions)
     weights: ImageLossWeights = field(default_factory=ImageLossWeights)
     augment: AugmentOptions = _AUGMENT
@@ -159,7 +157,7 @@ class ImageTraining:
         )
         turns = isinstance(self.network.head, LiftingHead)
         self.alone = int(options.heading_first * options.steps) if turns else 0
-        groups, rates = _groups(self.network, options, self.alone)
+        groups, rates = groups_of(self.network, options.weight_decay, self.alone, options.steps, options.rising)
         self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rates)
         self.dtype = _dtype(options.precision, self.device)
@@ -350,49 +348,17 @@ def start_at_the_usual_hand(network: ImageNetwork, pair: HandPair) -> None:
                 network.head.lifter.load_state_dict(shipped.network.state_dict())
 
 
-def _groups(
-    network: ImageNetwork, options: ImageTrainOptions, alone: int
-) -> tuple[list[dict[str, object]], list[Callable[[int], float]]]:
-    """Groups of weights, and the course of the learning rate of each.
-
-    Matrices decay; norms, biases and queries do not. A lifter is adapted rather than learned, and so is the direction
-    after the steps that it has for itself.
-    """
-    main = partial(_cycle, first=alone, last=options.steps, rising=options.rising)
-    early = partial(_cycle, first=0, last=alone, rising=options.rising)
-    courses: dict[str, Callable[[int], float]] = {
-        "upright.": lambda step: early(step) if step < alone else _ADAPTED * main(step),
-        "head.lifter.": lambda step: _ADAPTED * main(step),
-        "": main,
-    }
-    groups: list[dict[str, object]] = []
-    rates: list[Callable[[int], float]] = []
-    for prefix, course in courses.items():
-        own = {
-            name: p
-            for name, p in network.named_parameters()
-            if next(known for known in courses if name.startswith(known)) == prefix
-        }
-        for large in (True, False):
-            some = [p for p in own.values() if (p.ndim > 1) == large]
-            if some:
-                groups.append({"params": some, "weight_decay": options.weight_decay * large})
-                rates.append(course)
-    return groups, rates
-
-
-def _cycle(step: int, first: int, last: int, rising: float) -> float:
-    """The learning rate as a share of the highest: one cycle (Smith 2018) between two steps, low before and after."""
-    done = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
-    if done < rising:
-        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * done / rising))
-    return 1e-4 + 0.5 * (1 + math.cos(math.pi * (done - rising) / (1 - rising)))
-
-
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """Of the network's products; None for 32 bits."""
     if precision == "auto":
         if device.type != "cuda":
-            return None
+            return torch.bfloat16 if _cpu_has_bf16() else None
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether it has instructions for 16-bit products; without them, bf16 is slower than 32 bits."""
+    # Not part of torch's public interface, so perhaps gone one day.
+    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(bool(ask()) for ask in known if ask is not None)

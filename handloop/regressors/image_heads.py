@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 TAUGHT_SD = 1.0
 """Deviation of the Gaussian that a map of likelihood is taught, in its cells."""
+_TRUSTED_SD = 0.05
+"""A point located with this deviation, in halves of the crop, has the confidence 1 / sqrt(2)."""
 QUERIES = 18
 """One for each of the 16 joints, one for the shape, one for the camera."""
 
@@ -55,6 +57,12 @@ def moments(heat: Tensor) -> tuple[Tensor, Tensor]:
     cell = 2 / max(h, w)
     least = (0.1 * cell) ** 2
     return mean, (square / 2 - (TAUGHT_SD * cell) ** 2).clamp(min=least).sqrt()
+
+
+def confidence(sd: Tensor) -> Tensor:
+    """Confidences 0..1 of points located with deviations `sd`, in halves of the crop; as a detector's, they are in
+    inverse proportion to the deviations where these are large."""
+    return (1 + (sd / _TRUSTED_SD).square()).rsqrt()
 
 
 def middles(n: int) -> Tensor:

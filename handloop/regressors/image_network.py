@@ -59,8 +59,8 @@ class ImageNetworkOptions:
             raise InputError("the lifting head gives rotations; choose the pose 6d, not pca.")
         if min(self.size, self.upright) < 32 or self.width < 8 or self.rounds < 1 or not 1 <= self.components <= 45:
             raise InputError(
-                f"crops of {self.size} px, turned ones of {self.upright}, a head {self.width} wide of {self.rounds} rounds and {self.components} "
-                "components were given, expected at least 32, 8 and 1, and 1 to 45."
+                f"crops of {self.size} px, turned ones of {self.upright}, a head {self.width} wide of {self.rounds} "
+                f"rounds and {self.components} components were given, expected at least 32, 32, 8 and 1, and 1 to 45."
             )
 
     @classmethod
@@ -139,11 +139,11 @@ class ImageNetwork(nn.Module):
             self.upright = Upright(options.upright)
         else:
             self.locator = Locator(channels)
-            self.spread = nn.Sequential(nn.Linear(channels, 128), nn.GELU(approximate="tanh"), nn.Linear(128, N_SD))
             if options.head == "iterative":
                 self.head = IterativeHead(channels, sum(sizes), options.width, options.rounds)
             else:
                 self.head = AttentionHead(channels, sizes, options.width, options.rounds)
+            self.spread = nn.Sequential(nn.Linear(channels, 128), nn.GELU(approximate="tanh"), nn.Linear(128, N_SD))
         self.register_buffer("usual", torch.tensor([1.0, 0, 0, 0, 1.0, 0]).repeat(16, 1))
         self.register_buffer("log_sd_scale", torch.full((N_SD,), float("nan")))
         self.register_buffer("colour_mean", torch.tensor(_COLOUR_MEAN)[:, None, None], persistent=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from handloop.core.camera import Camera
 from handloop.regressors.backbones import SmallResNet
-from handloop.regressors.image_heads import middles, moments
+from handloop.regressors.image_heads import confidence, middles, moments
 from handloop.regressors.network import Lifted, LifterNetwork, NetworkSize
 from handloop.regressors.view import upward
 
@@ -23,8 +23,6 @@ _PER_POINT = 16
 """Numbers that the features at a point are condensed to."""
 _WIDER = 1.1
 """Side of the turned crop over that of the crop: a hand across its corners still fits."""
-_TRUSTED_SD = 0.05
-"""A point located with this deviation, in halves of the crop, has the confidence 1 / sqrt(2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +153,6 @@ class LiftingHead(nn.Module):
             px = (size * (places + 1) - 1) / 2
             focal, princpt = camera.focal.to(px), camera.princpt.to(px)
             rays = (px - princpt[:, None]) / focal[:, None]
-            conf = (1 + (spread / _TRUSTED_SD).square()).rsqrt()
             none = rays.new_zeros(len(rays), 21, 3)
-            hand = self.lifter(rays, conf, none, none[:, :10, 0], hint)
+            hand = self.lifter(rays, confidence(spread), none, none[:, :10, 0], hint)
         return SeenHand(turned, heat, located, sd, depths, hand)

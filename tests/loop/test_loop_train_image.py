@@ -31,7 +31,7 @@ needs_transformers = pytest.mark.skipif(
 )
 NETWORK = ImageNetworkOptions(BackboneOptions("small", 8), size=64, width=128)
 STILL = AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0)
-TINY = ImageTrainOptions(4, 4, 1e-3, held_out=4, measure_every=2, network=replace(NETWORK, width=16))
+TINY = ImageTrainOptions(4, 4, 1e-3, held_out=4, measure_every=2, precision="fp32", network=replace(NETWORK, width=16))
 RESNET = BackboneOptions(
     "resnet",
     config={"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "layer_type": "basic"},
@@ -66,7 +66,7 @@ def test_eight_hands_can_be_learned_by_heart(
     source: PictureSource, backbone: BackboneOptions, head: str, steps: int
 ) -> None:
     network = replace(NETWORK, backbone=backbone, head=head, rounds=2)  # type: ignore[arg-type]
-    options = ImageTrainOptions(steps, 8, 3e-3, held_out=8, network=network, augment=STILL)
+    options = ImageTrainOptions(steps, 8, 3e-3, held_out=8, precision="fp32", network=network, augment=STILL)
     training = ImageTraining(embedded_hand(), source, options)
     batch = training.batches[0]
     errors = []

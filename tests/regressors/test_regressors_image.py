@@ -200,6 +200,21 @@ def test_the_wrist_appears_where_the_network_says() -> None:
         )
 
 
+def test_the_points_are_said_in_the_picture() -> None:
+    """Where the network sees them in the crop, through the crop's own change of view, on both sides."""
+    regressor = regressor_of(HEADS[3])
+    right, left = batch_of(4, 64), batch_of(4, 64, is_right=False, mirrored=True)
+    found = regressor.look(right).keypoints
+    with torch.no_grad():
+        out = regressor.network(right.crops, right.view.camera_out)
+    crop_px = right.view.pixels(found.xy)
+    torch.testing.assert_close(crop_px, 31.5 + 32 * out.located.double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.conf, (1 + (out.located_sd.double() / 0.05) ** 2) ** -0.5, atol=1e-6, rtol=0)
+    mirrored = regressor.look(left).keypoints
+    torch.testing.assert_close(639 - mirrored.xy[..., 0], found.xy[..., 0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(mirrored.xy[..., 1], found.xy[..., 1], atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("options", HEADS[:5], ids=lambda o: f"{o.head}-{o.pose}")
 def test_a_left_hand_is_the_mirror_of_its_right_one(options: ImageNetworkOptions) -> None:
     """The same crops, from the mirrored picture."""

@@ -16,7 +16,7 @@ from handloop.core.errors import FileFormatError, InputError
 from handloop.core.keypoints import Keypoints
 from handloop.core.proposal import Proposal
 from handloop.formats.boxes import read_boxes
-from handloop.formats.crops import warp_picture
+from handloop.formats.crops import warp_pictures
 from handloop.formats.options import Problem, ReadOptions, ReadResult
 from handloop.formats.picture_set import load_picture
 from handloop.formats.read import read_keypoints
@@ -109,7 +109,7 @@ def crop(
     """
     sizes = torch.tensor([picture.shape[1::-1] for picture in pictures], dtype=torch.float64)
     view = look_at_crop(camera, box, regressor.network.options.size, sizes, flip=~keypoints.is_right)
-    crops = np.stack([warp_picture(picture, view, row) for row, picture in enumerate(pictures)])
+    crops = np.stack(warp_pictures(pictures, view))
     tensor = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
     return CropBatch(tensor, view, keypoints.is_right, keypoints, keypoints.ids)
 

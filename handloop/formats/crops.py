@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -28,51 +30,84 @@ def warp_picture(picture: np.ndarray, view: ViewChange, row: int = 0) -> np.ndar
     Raises:
         InputError: not an RGB picture, or of another size than the view was made for.
     """
+    return warp_pictures([picture], view.select(torch.tensor([row])))[0]
+
+
+def warp_pictures(pictures: Sequence[np.ndarray], view: ViewChange) -> list[np.ndarray]:
+    """`warp_picture` for N pictures and as many changes of view, in a quarter of the time."""
+    for picture, expected in zip(pictures, view.size_in, strict=True):
+        _check(picture, expected)
+    back = view.inverse()
+    width, height = back.size_in.unbind(1)
+    # The crops' corners, outer edges of their corner pixels.
+    x, y = torch.stack([width, height], 1)[:, None].double().unbind(2)
+    low = torch.full_like(x, -1.0)
+    edges = torch.stack([torch.cat([low, x, x, low], 1), torch.cat([low, low, y, y], 1)], 2)
+    corners, density = back.pixels(edges).numpy(), _density(back)
+    # A lens bends the crop's edges outwards, by less than this part of its width; a homography keeps them straight.
+    straight = back.camera_out.dist is None
+    ahead = (_rays(back, edges)[..., 2] > 0).all(1).tolist()
+    maps = _homographies(back).numpy()
+    crops = []
+    for row, picture in enumerate(pictures):
+        part, scale, start = _shrunk(picture, corners[row], density[row], 0.0 if straight else 0.25)
+        size = (int(width[row]), int(height[row]))
+        if straight and ahead[row]:
+            crops.append(_by_homography(part, maps[row], scale, start, size))
+        else:
+            source = (back.select(torch.tensor([row])).pixels(_grid(*size))[0].numpy() - start + 0.5) * scale - 0.5
+            crops.append(_bilinear(part, source).reshape(size[1], size[0], 3))
+    return crops
+
+
+def augment_picture(picture: np.ndarray, augmentation: Augmentation, row: int = 0) -> np.ndarray:
+    """The crop of `warp_picture` with the drawn colours and patches."""
+    return _coloured(warp_picture(picture, augmentation.view, row), augmentation, row)
+
+
+def augment_pictures(pictures: Sequence[np.ndarray], augmentation: Augmentation) -> list[np.ndarray]:
+    """`augment_picture` for N pictures."""
+    crops = warp_pictures(pictures, augmentation.view)
+    return [_coloured(crop, augmentation, row) for row, crop in enumerate(crops)]
+
+
+def _coloured(crop: np.ndarray, augmentation: Augmentation, row: int) -> np.ndarray:
+    gain = augmentation.gain[row].numpy()
+    table = np.clip(np.round(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)
+    out = np.stack([table[:, k][crop[..., k]] for k in range(3)], 2)
+    height, width = out.shape[:2]
+    for box, colour in zip(augmentation.patch_box[row].numpy(), augmentation.patch_colour[row].numpy(), strict=True):
+        if np.isfinite(box).all():
+            x0, x1 = np.clip(np.round(box[[0, 2]] + 0.5), 0, width).astype(int)
+            y0, y1 = np.clip(np.round(box[[1, 3]] + 0.5), 0, height).astype(int)
+            out[y0:y1, x0:x1] = np.round(255 * colour)
+    return out
+
+
+def _check(picture: np.ndarray, expected: torch.Tensor) -> None:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise InputError(f"the picture has shape {picture.shape} and {picture.dtype}, expected (H, W, 3) uint8 (RGB).")
-    one = view.select(torch.tensor([row]))
-    expected = one.size_in[0]
     if bool(torch.isfinite(expected).all()) and picture.shape[1::-1] != tuple(int(v) for v in expected.tolist()):
         raise InputError(
             f"the picture has {picture.shape[1]} x {picture.shape[0]} px, but the view was made for one of "
             f"{expected[0]:.0f} x {expected[1]:.0f} px."
         )
-    back = one.inverse()
-    width, height = (int(v) for v in one.size_out[0].tolist())
-    edges = torch.tensor([[-1.0, -1.0], [width, -1.0], [width, height], [-1.0, height]], dtype=torch.float64)
-    # A lens bends the crop's edges outwards, by less than this part of its width; a homography keeps them straight.
-    bulge = 0.0 if one.camera_in.dist is None else 0.25
-    corners = back.pixels(edges[None])[0].numpy()
-    part, scale, start = _shrunk(picture, corners, _density(back, width, height), bulge)
-    if one.camera_in.dist is None and bool((_rays(back, edges)[:, 2] > 0).all()):
-        return _by_homography(part, back, scale, start, (width, height))
+
+
+def _grid(width: int, height: int) -> torch.Tensor:
+    """(1, height width, 2) px of all pixels."""
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
-    grid = torch.stack([x, y], -1).reshape(1, -1, 2).double()
-    source = (back.pixels(grid)[0].numpy() - start + 0.5) * scale - 0.5
-    return _bilinear(part, source).reshape(height, width, 3)
+    return torch.stack([x, y], -1).reshape(1, -1, 2).double()
 
 
-def augment_picture(picture: np.ndarray, augmentation: Augmentation, row: int = 0) -> np.ndarray:
-    """The crop of `warp_picture` with the drawn colours and patches."""
-    gain = augmentation.gain[row].numpy()
-    table = np.clip(np.round(np.arange(256)[:, None] * gain), 0, 255).astype(np.uint8)
-    crop = table[warp_picture(picture, augmentation.view, row), np.arange(3)]
-    height, width = crop.shape[:2]
-    for box, colour in zip(augmentation.patch_box[row].numpy(), augmentation.patch_colour[row].numpy(), strict=True):
-        if np.isfinite(box).all():
-            x0, x1 = np.clip(np.round(box[[0, 2]] + 0.5), 0, width).astype(int)
-            y0, y1 = np.clip(np.round(box[[1, 3]] + 0.5), 0, height).astype(int)
-            crop[y0:y1, x0:x1] = np.round(255 * colour)
-    return crop
-
-
-def _density(back: ViewChange, width: int, height: int) -> float:
-    """How many old pixels, along an axis, fall on a new one in the middle of the crop."""
-    middle = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
+def _density(back: ViewChange) -> list[float]:
+    """How many old pixels, along an axis, fall on a new one in the middles of N crops."""
+    middle = (back.size_in.double() - 1)[:, None] / 2
     steps = torch.tensor([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]], dtype=torch.float64)
-    a, b, c, d = back.pixels((middle + steps)[None])[0]
-    jacobian = torch.stack([b - a, d - c], 1)
-    return float(torch.linalg.det(jacobian).abs().sqrt())
+    a, b, c, d = back.pixels(middle + steps).unbind(1)
+    jacobian = torch.stack([b - a, d - c], 2)
+    density: list[float] = torch.linalg.det(jacobian).abs().sqrt().tolist()
+    return density
 
 
 def _shrunk(
@@ -108,18 +143,22 @@ def _shrunk(
 
 
 def _rays(back: ViewChange, px: torch.Tensor) -> torch.Tensor:
-    """(M, 3) rays in the old camera's frame of (M, 2) px of the crop."""
-    return back.points(torch.nn.functional.pad(back.camera_in.normalise(px[None]), (0, 1), value=1.0))[0]
+    """(N, M, 3) rays in the old cameras' frames of (N, M, 2) px of the crops."""
+    return back.points(torch.nn.functional.pad(back.camera_in.normalise(px), (0, 1), value=1.0))
+
+
+def _homographies(back: ViewChange) -> torch.Tensor:
+    """(N, 3, 3) K_old F' K_new^-1, px of the crops to px of the old pictures where no lens bends rays."""
+    k_new, k_old = back.camera_in.matrix(), back.camera_out.matrix()
+    return k_old @ back.frame() @ torch.linalg.inv(k_new)
 
 
 def _by_homography(
-    part: np.ndarray, back: ViewChange, scale: np.ndarray, start: np.ndarray, size: tuple[int, int]
+    part: np.ndarray, whole: np.ndarray, scale: np.ndarray, start: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """Without distortion the map is K_old F' K_new^-1, which Pillow resamples some twenty times faster than numpy."""
+    """Without distortion Pillow resamples some twenty times faster than numpy."""
     from PIL import Image
 
-    k_new, k_old = (camera.matrix()[0].numpy() for camera in (back.camera_in, back.camera_out))
-    whole = k_old @ back.frame()[0].numpy() @ np.linalg.inv(k_new)
     # Pillow counts from the outer edge of the first pixel.
     to_part = np.array(
         [[scale[0], 0, (0.5 - start[0]) * scale[0]], [0, scale[1], (0.5 - start[1]) * scale[1]], [0, 0, 1]]

@@ -19,10 +19,16 @@ from handloop.losses.keypoints import points_loss, reprojection_loss, vertices_l
 from handloop.losses.mask import mask_loss
 from handloop.losses.parameters import betas_loss, log_depth_loss, rotation_loss
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
+from handloop.regressors.image_heads import TAUGHT_SD, middles
 from handloop.regressors.image_network import Regressed
+from handloop.regressors.view import fingers_direction
 
 _MASK_STEP = 4
 """Every fourth vertex is held against the mask: 195 of them leave no gap of a pixel in a crop of 100."""
+_KNUCKLE = 9
+"""Of the middle finger: depths of points are relative to it."""
+_CLEAR = 1.5
+"""`fingers_direction` of a hand in halves of the crop beyond which the direction counts in full."""
 _NEAREST_M = 0.02
 """Points nearer than this are projected as if they were there."""
 
@@ -46,6 +52,13 @@ class ImageLossWeights:
     """Of the points in the picture, in halves of the hand's box."""
     located: float = 5.0
     """Of the points that the network sees in the picture before it thinks of a hand, in halves of the crop."""
+    heat: float = 0.3
+    """Of the maps that these points come from, in a head that is taught them: the divergence from a Gaussian about
+    the true point."""
+    heading: float = 1.0
+    """Of the direction of the fingers in the picture, from a head that turns crops by it."""
+    depths: float = 2.0
+    """Of the points' depths, in the same unit, from a head that gives them."""
     vertices: float = 0.0
     mask: float = 0.0
     """Per side of the crop, see `losses.mask`."""
@@ -117,6 +130,9 @@ class ImageLoss:
                 lambda: reprojection_loss(_project(points, batch), batch.points, batch.conf, box, cap=2.0),
             ),
             "located": (w.located, lambda: located_loss(out, batch, size)),
+            "heat": (w.heat * bool(out.heat.shape[2]), lambda: heat_loss(out, batch, size)),
+            "heading": (w.heading * bool(out.heading.shape[1]), lambda: heading_loss(out.heading, batch, size)),
+            "depths": (w.depths * bool(out.depths.shape[1]), lambda: _depths(out, batch, size)),
             "vertices": (w.vertices, lambda: self._vertices(out, root, batch)),
             "mask": (w.mask, lambda: self._mask(out, root, batch)),
             "biomechanical": (w.biomechanical, lambda: self._biomechanical(points)),
@@ -125,6 +141,10 @@ class ImageLoss:
             "deviations": (w.deviations * deviations, lambda: _deviations(out, root, batch)),
         }
         return {name: weight * cost().mean() for name, (weight, cost) in costs.items() if weight}
+
+    def heading_alone(self, heading: Tensor, batch: TrainingBatch, size: int) -> dict[str, Tensor]:
+        """The loss of the direction (B, 2) of the fingers, as one of `parts`."""
+        return {"heading": self.weights.heading * heading_loss(heading, batch, size).mean()}
 
     @property
     def _unit(self) -> float:
@@ -159,12 +179,52 @@ def errors_of(out: Regressed, root: Tensor, batch: TrainingBatch) -> Groups:
     return hand_errors(out.rotations, out.betas, root, batch.rotations, batch.betas, batch.root)
 
 
-def located_loss(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
-    """(B,) how far the located points are from those in the crops of `size` px, in halves of the crop."""
+def _to_locate(batch: TrainingBatch, size: int) -> tuple[Tensor, Tensor]:
+    """(B, 21, 2) true points in halves of the crop, from its middle, and (B, 21) how much each counts."""
     seen = (2 * batch.points + 1) / size - 1
     # Points beyond the crop's edge cannot be located.
-    weight = batch.conf * (seen.abs() < 1).all(2)
+    return seen, batch.conf * (seen.abs() < 1).all(2)
+
+
+def located_loss(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    """(B,) how far the located points are from those in the crops of `size` px, in halves of the crop."""
+    seen, weight = _to_locate(batch, size)
     return reprojection_loss(out.located, seen, weight, torch.ones_like(weight[:, 0]), cap=2.0)
+
+
+def heat_loss(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    """Divergence of the maps from a Gaussian about each point: cross-entropy less the Gaussian's own entropy."""
+    seen = _to_locate(batch, size)[0] @ out.turn.detach().mT
+    weight = batch.conf * (seen.abs() < 1).all(2)
+    h, w = out.heat.shape[2:]
+    across, down = _gaussian(seen[..., 0], w), _gaussian(seen[..., 1], h)
+    cross = out.heat.flatten(2).logsumexp(2) - torch.einsum("bph,bphw,bpw->bp", down, out.heat, across)
+    own = -sum(torch.special.xlogy(p, p).sum(2) for p in (across, down))
+    total = weight.sum(1)
+    return ((cross - own) * weight).sum(1) / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _gaussian(at: Tensor, n: int) -> Tensor:
+    """(B, 21, n) shares of the cells along one axis for points (B, 21)."""
+    away = (middles(n).to(at) - at.clamp(-1, 1)[..., None]) * n / 2
+    return (-0.5 * (away / TAUGHT_SD).square()).softmax(2)
+
+
+def heading_loss(heading: Tensor, batch: TrainingBatch, size: int) -> Tensor:
+    """Squared distance to the unit direction: where it cannot be told, the best answer is a short one."""
+    pull = fingers_direction((2 * batch.points + 1) / size - 1, batch.conf)
+    length = pull.norm(dim=1, keepdim=True)
+    error = (heading - pull / length.clamp(min=1e-6)).square().sum(1)
+    # Hands seen along the fingers have no direction; fewer than four points tell none.
+    return error * (length[:, 0] / _CLEAR).clamp(max=1) * ((batch.conf > 0).sum(1) > 3)
+
+
+def _depths(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    per_metre = 2 * batch.focal.mean(1) / (size * batch.root[:, 2].clamp(min=_NEAREST_M))
+    z = batch.joints[..., 2] * per_metre[:, None]
+    weight = batch.joints_weight * (batch.joints_weight[:, _KNUCKLE] * batch.has_root)[:, None]
+    error = (out.depths - (z - z[:, _KNUCKLE, None])).abs() * weight
+    return error.sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _deviations(out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:

@@ -20,7 +20,7 @@ from handloop.core.camera import Camera
 from handloop.core.errors import HandloopError
 from handloop.core.params import HandParams
 from handloop.core.view_change import ViewChange
-from handloop.formats.crops import augment_picture, warp_picture
+from handloop.formats.crops import augment_pictures, warp_pictures
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import HandPair
 from handloop.loop.picture_source import DrawnPictures, PictureSource
@@ -156,7 +156,7 @@ class PictureBatches:
             *(hands.camera, hands.box, o.size, keypoints.image_size, keypoints.is_right, augment, generator)
         )
         view = drawing.view
-        crops = [augment_picture(picture, drawing, row) for row, picture in enumerate(drawn.pictures)]
+        crops = augment_pictures(drawn.pictures, drawing)
         seen = view.keypoints(keypoints)
         shown, shown_conf = disturbed(seen.xy, seen.conf, o, generator)
         known = torch.isfinite(hands.joints).all(2)
@@ -203,15 +203,19 @@ def disturbed(points: Tensor, conf: Tensor, options: BatchOptions, generator: to
 
 
 def _masks(drawn: DrawnPictures, view: ViewChange, options: BatchOptions) -> tuple[Tensor, Tensor, Tensor]:
-    n, size = len(drawn.pictures), options.size
+    n = len(drawn.pictures)
     if not options.masks:
         return torch.zeros(n, 0, 0), torch.zeros(n, 0, 2), torch.zeros(n, dtype=torch.bool)
-    fields, pixels, has = [], [], []
-    for row, mask in enumerate(drawn.masks):
-        crop = np.zeros((size, size), bool)
+    masks = [drawn.masks[row] for row in range(n)]
+    greys = []
+    for picture, mask in zip(drawn.pictures, masks, strict=True):
+        grey = np.zeros_like(picture)
         if mask is not None:
-            grey = np.repeat(mask[..., None].astype(np.uint8) * np.uint8(255), 3, 2)
-            crop = warp_picture(grey, view, row)[..., 0] > 127
+            grey[mask] = 255
+        greys.append(grey)
+    fields, pixels, has = [], [], []
+    for warped in warp_pictures(greys, view):
+        crop = warped[..., 0] > 127
         fields.append(distance_field(crop))
         pixels.append(mask_pixels(crop, MASK_PIXELS))
         has.append(bool(crop.any()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -66,7 +66,25 @@ class DrawnPictures:
     pictures: Sequence[np.ndarray]
     """N times (H, W, 3) uint8, the whole pictures."""
     masks: Sequence[np.ndarray | None]
-    """N times (H, W) bool, None where there is none."""
+    """N times (H, W) bool, None where there is none; perhaps read only when asked for."""
+
+
+class _LazyMasks(Sequence[np.ndarray | None]):
+    """Masks that are read one at a time: most trainings want none."""
+
+    def __init__(self, n: int, read: Callable[[int], np.ndarray | None]) -> None:
+        self._n, self._read = n, read
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray | None]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray | None] | None:
+        places = range(self._n)[index]
+        return self._read(places) if isinstance(places, int) else [self._read(place) for place in places]
 
 
 class PictureSource(Protocol):
@@ -117,7 +135,8 @@ class ShardSource:
     def draw(self, numbers: Sequence[int]) -> DrawnPictures:
         """See `PictureSource`."""
         rgb = [self.pictures.rgb(row) for row in numbers]
-        return DrawnPictures(sized(self.hands, numbers, rgb), rgb, [self.pictures.mask(row) for row in numbers])
+        masks = _LazyMasks(len(rgb), lambda place: self.pictures.mask(numbers[place]))
+        return DrawnPictures(sized(self.hands, numbers, rgb), rgb, masks)
 
 
 @dataclass(frozen=True)
@@ -190,9 +209,8 @@ class DatasetSource:
         """See `PictureSource`."""
         keypoints = self.hands.keypoints
         pictures = [load_picture(keypoints.image[row], keypoints.ids[row]) for row in numbers]
-        return DrawnPictures(
-            sized(self.hands, numbers, pictures), pictures, [_mask(self.masks[row]) for row in numbers]
-        )
+        masks = _LazyMasks(len(pictures), lambda place: _mask(self.masks[numbers[place]]))
+        return DrawnPictures(sized(self.hands, numbers, pictures), pictures, masks)
 
 
 def open_source(

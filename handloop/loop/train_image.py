@@ -19,6 +19,7 @@ from handloop.core.rotations import matrix_to_6d, so3_exp
 from handloop.evaluation.alignment import similarity
 from handloop.hand.model import HandPair
 from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
+from handloop.loop.image_rates import groups_of
 from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
 from handloop.loop.picture_source import PictureSource
 from handloop.losses.deviations import in_deviations
@@ -26,6 +27,8 @@ from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.backbones import load_pretrained
 from handloop.regressors.image import ImageRegressor
 from handloop.regressors.image_network import N_SD, ImageNetwork, ImageNetworkOptions, Regressed, heatmaps_of
+from handloop.regressors.lifter import Lifter
+from handloop.regressors.lifting_head import LiftingHead
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -42,9 +45,11 @@ class ImageTrainOptions:
     steps: int = 10000
     batch: int = 32
     learning_rate: float = 1e-3
-    """The highest of the cycle (OneCycleLR: it rises, then falls as a cosine)."""
+    """The highest of the cycle, in which it rises and then falls as a cosine."""
     rising: float = 0.1
     """Share of the steps in which it rises."""
+    heading_first: float = 0.2
+    """Share of the steps, cheap ones, in which a head that turns crops learns nothing but where the fingers point."""
     weight_decay: float = 0.01
     ema: float = 0.998
     """Decay of the averaged weights, which are the ones that are kept."""
@@ -56,7 +61,7 @@ class ImageTrainOptions:
     measure_every: int = 500
     """Steps between two measurements on them, and between two checkpoints."""
     precision: Precision = "auto"
-    """Of the network's products; auto is bf16 on a GPU that has it, else fp16, and 32 bits on a CPU."""
+    """Of the network's products; auto is bf16 where a GPU or a CPU has it, else fp16 on a GPU and 32 bits on a CPU."""
     network: ImageNetworkOptions = field(default_factory=ImageNetworkOptions)
     weights: ImageLossWeights = field(default_factory=ImageLossWeights)
     augment: AugmentOptions = _AUGMENT
@@ -148,10 +153,11 @@ class ImageTraining:
         self.mean = torch.optim.swa_utils.AveragedModel(
             self.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options.ema), use_buffers=True
         )
-        self.optimiser = torch.optim.AdamW(_decayed(self.network, options.weight_decay), lr=options.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.learning_rate, options.steps, pct_start=options.rising
-        )
+        turns = isinstance(self.network.head, LiftingHead)
+        self.alone = int(options.heading_first * options.steps) if turns else 0
+        groups, rates = groups_of(self.network, options.weight_decay, self.alone, options.steps, options.rising)
+        self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rates)
         self.dtype = _dtype(options.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
@@ -202,14 +208,14 @@ class ImageTraining:
         # Whatever a backbone draws is decided by the step, so that a resumed training draws the same.
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((o.seed + 7919 * self.step) % 2**63)
-            with self._autocast():
-                out = regress(self.network, batch)
-            parts = self.loss.parts(out, batch, o.network.size, self.step >= o.deviations_from * o.steps)
+            parts = self._parts(batch)
             total = torch.stack(list(parts.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
             self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimiser)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        # Parts of the network with losses of their own scale do not slow each other down.
+        for group in self.optimiser.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.step + 1 < o.steps:
@@ -217,6 +223,16 @@ class ImageTraining:
         self.mean.update_parameters(self.network)
         self.step += 1
         return {name: float(value.detach()) for name, value in parts.items()}
+
+    def _parts(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        o = self.options
+        if self.step < self.alone:
+            with self._autocast():
+                heading = self.network.turned(batch.crops).heading
+            return self.loss.heading_alone(heading, batch, o.network.size)
+        with self._autocast():
+            out = regress(self.network, batch)
+        return self.loss.parts(out, batch, o.network.size, self.step >= o.deviations_from * o.steps)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
@@ -272,7 +288,7 @@ def regress(network: ImageNetwork, batch: TrainingBatch) -> Regressed:
     """The network's answer to a batch, with heat-maps where it takes them."""
     size = network.options.size
     maps = heatmaps_of(batch.shown, batch.shown_conf, size) if network.options.heatmaps else None
-    answer: Regressed = network(batch.crops, maps)
+    answer: Regressed = network(batch.crops, batch.camera(), maps)
     return answer
 
 
@@ -314,27 +330,33 @@ def calibrate(network: ImageNetwork, held_out: Iterable[TrainingBatch]) -> None:
 
 
 def new_network(options: ImageNetworkOptions, pair: HandPair, seed: int) -> ImageNetwork:
-    """With random weights, answering with the mean of the hand model's own poses."""
+    """With random weights, answering with the mean of the hand model's own poses, or with what the keypoint lifter that
+    comes with the package says of the points, where it knows the model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ImageNetwork(options, pair.right)
-    mean = GaussianPosePrior.from_hand(pair.right).mean.reshape(15, 3)
+    mean = matrix_to_6d(so3_exp(GaussianPosePrior.from_hand(pair.right).mean.reshape(15, 3)))
     with torch.no_grad():
-        network.usual[1:] = matrix_to_6d(so3_exp(mean)).to(network.usual)
+        network.usual[1:] = mean.to(network.usual)
+        if isinstance(network.head, LiftingHead):
+            network.head.lifter.usual[6:] = mean.flatten().to(network.usual)
+            shipped = Lifter.shipped()
+            if shipped.knows(pair.right):
+                network.head.lifter.load_state_dict(shipped.network.state_dict())
     return network
-
-
-def _decayed(network: ImageNetwork, decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms, biases and queries do not."""
-    large = [p for p in network.parameters() if p.ndim > 1]
-    small = [p for p in network.parameters() if p.ndim < 2]
-    return [{"params": large, "weight_decay": decay}, {"params": small, "weight_decay": 0.0}]
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """Of the network's products; None for 32 bits."""
     if precision == "auto":
         if device.type != "cuda":
-            return None
+            return torch.bfloat16 if _cpu_has_bf16() else None
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether it has instructions for 16-bit products; without them, bf16 is slower than 32 bits."""
+    # Not part of torch's public interface, so perhaps gone one day.
+    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(bool(ask()) for ask in known if ask is not None)

@@ -1,7 +1,7 @@
 """Networks from a picture to a map of features: a small built-in residual network, and those of transformers.
 
-Every backbone takes (B, C, H, W) and gives (B, channels, h, w). The first three input channels are colours, normalised
-as for ImageNet; further ones (heat-maps) are taken as they are.
+Every backbone takes (B, C, H, W) and gives (B, channels, h, w), or such maps of several sizes. The first three input
+channels are colours, normalised as for ImageNet; further ones (heat-maps) are taken as they are.
 """
 
 from __future__ import annotations
@@ -69,10 +69,17 @@ class Backbone(nn.Module):
 
     channels: int
     """Of the features."""
+    widths: tuple[int, ...]
+    """Channels of the maps of `pyramid`."""
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) to maps of features, the finest first, each half as wide as the one before; the last is that of
+        `forward`. A transformer has one."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, channels, h, w)."""
-        raise NotImplementedError
+        return self.pyramid(x)[-1]
 
 
 def build_backbone(options: BackboneOptions, inputs: int, size: int) -> Backbone:
@@ -152,15 +159,21 @@ class SmallResNet(Backbone):
         for before, after in pairwise(sizes):
             blocks += [_Block(before, after, 1 if before == after else 2), _Block(after, after, 1)]
         self.blocks = nn.Sequential(*blocks)
-        self.channels = sizes[-1]
+        self.channels, self.widths = sizes[-1], tuple(sizes[1:])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `Backbone.forward`; h = H / 32."""
-        out: Tensor = self.blocks(self.enter(x.contiguous(memory_format=torch.channels_last)))
-        return out
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """See `Backbone.pyramid`; h = H / 4, H / 8, H / 16, H / 32."""
+        x = self.enter(x.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number % 2:
+                maps.append(x)
+        return maps
 
 
 class _Block(nn.Module):
@@ -191,20 +204,23 @@ class TransformersBackbone(Backbone):
             self.model = transformers.AutoModel.from_config(config, trust_remote_code=False)
         except Exception as error:  # It checks configurations with errors of its own.
             raise InputError(f"transformers refuses this configuration of {options.family!r}: {error}") from error
-        self.channels = int(config.hidden_size if options.family in ("vit", "dinov2") else config.hidden_sizes[-1])
-        self.patch = int(config.patch_size) if options.family in ("vit", "dinov2") else 0
+        tokens = options.family in ("vit", "dinov2")
+        self.widths = (int(config.hidden_size),) if tokens else tuple(map(int, config.hidden_sizes))
+        self.channels = self.widths[-1]
+        self.patch = int(config.patch_size) if tokens else 0
         self.resized = options.family == "vit" and config.image_size != size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `Backbone.forward`."""
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """See `Backbone.pyramid`."""
+        if not self.patch:
+            # The first hidden state is the embedding, as wide as the first stage's.
+            return list(self.model(x, output_hidden_states=True).hidden_states[-len(self.widths) :])
         out: Tensor = (
             self.model(x, interpolate_pos_encoding=True) if self.resized else self.model(x)
         ).last_hidden_state
-        if out.ndim == 4:
-            return out
         # The class token comes first.
         h, w = x.shape[2] // self.patch, x.shape[3] // self.patch
-        return out[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))
+        return [out[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))]
 
 
 def _transformers() -> Any:

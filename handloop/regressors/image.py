@@ -11,16 +11,28 @@ import torch
 from torch import Tensor
 
 from handloop.core.errors import FileFormatError, InputError
+from handloop.core.keypoints import Keypoints
 from handloop.core.params import HandParams
 from handloop.core.proposal import Proposal
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import Hand, HandPair
 from handloop.regressors.base import CropBatch
+from handloop.regressors.image_heads import confidence
 from handloop.regressors.image_network import ImageNetwork, ImageNetworkOptions, heatmaps_of
 
 FORMAT = "handloop image regressor 1"
 _CHUNK = 64
 """Crops regressed at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What a regressor makes of N crops."""
+
+    proposal: Proposal
+    """N hands, in the cameras of the pictures."""
+    keypoints: Keypoints
+    """Their points where the network sees them, px of the pictures; the confidence falls as they get unsure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +51,11 @@ class ImageRegressor:
         return cls(network.eval().requires_grad_(False), hand, Kinematics.from_hand(hand))
 
     def propose(self, batch: CropBatch) -> Proposal:
-        """One hand per crop, in the camera of its picture.
+        """One hand per crop, in the camera of its picture; see `look`."""
+        return self.look(batch).proposal
+
+    def look(self, batch: CropBatch) -> Looked:
+        """One hand per crop, and its points where the network sees them.
 
         Raises:
             InputError: crops of another size, left hands that are not mirrored, or keypoints are missing that the
@@ -47,16 +63,21 @@ class ImageRegressor:
         """
         if not bool(batch.view.sides(batch.is_right).all()):
             raise InputError("a crop shows a left hand; mirror exactly the crops of left hands.")
-        rotations, betas, root, log_sd = self._regress(batch)
+        rotations, betas, root, log_sd, located, located_sd = self._regress(batch)
         transl = root - self.kinematics.root_offset(betas)
         here = HandParams.from_rotation_matrices(rotations, betas, transl)
-        params = batch.view.inverse().params(here, self.kinematics.root_offset(betas))
+        back = batch.view.inverse()
+        params = back.params(here, self.kinematics.root_offset(betas))
         sd = (log_sd + self.network.log_sd_scale.double().cpu()).exp()
         parts = (sd[:, :16], sd[:, 16:26], sd[:, 26], sd[:, 27])
-        return Proposal(params, batch.is_right, batch.view.camera_in, *parts, ids=batch.ids)
+        proposal = Proposal(params, batch.is_right, batch.view.camera_in, *parts, ids=batch.ids)
+        px = back.pixels((self.network.options.size * (located + 1) - 1) / 2)
+        points = torch.cat([px, confidence(located_sd)[..., None]], 2)
+        return Looked(proposal, Keypoints.from_arrays(points, batch.is_right, batch.view.size_in, batch.ids))
 
-    def _regress(self, batch: CropBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rotations, betas, wrist and logs of deviations, float64 on the CPU, in the frames of the crops."""
+    def _regress(self, batch: CropBatch) -> list[Tensor]:
+        """Rotations, betas, wrist, logs of deviations, located points and their deviations, float64 on the CPU, in the
+        frames of the crops."""
         size, device = self.network.options.size, self.network.usual.device
         found: list[tuple[Tensor, ...]] = []
         for start in range(0, max(len(batch), 1), _CHUNK):
@@ -69,11 +90,10 @@ class ImageRegressor:
                 maps = heatmaps_of(seen.xy[rows].float(), seen.conf[rows].float(), size).to(device)
             camera = batch.view.camera_out.select(torch.arange(len(batch))[rows])
             with torch.inference_mode():
-                out = self.network(batch.crops[rows].to(device), maps)
-                part = (out.rotations, out.betas, out.root(camera, size), out.log_sd)
+                out = self.network(batch.crops[rows].to(device), camera, maps)
+                part = (out.rotations, out.betas, out.root(camera, size), out.log_sd, out.located, out.located_sd)
             found.append(tuple(t.double().cpu() for t in part))
-        rotations, betas, root, log_sd = (torch.cat(part) for part in zip(*found, strict=True))
-        return rotations, betas, root, log_sd
+        return [torch.cat(part) for part in zip(*found, strict=True)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write PATH (safetensors, 32 bits) and its description beside it, PATH with the ending .json."""

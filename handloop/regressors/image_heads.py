@@ -11,14 +11,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+TAUGHT_SD = 1.0
+"""Deviation of the Gaussian that a map of likelihood is taught, in its cells."""
+_TRUSTED_SD = 0.05
+"""A point located with this deviation, in halves of the crop, has the confidence 1 / sqrt(2)."""
 QUERIES = 18
 """One for each of the 16 joints, one for the shape, one for the camera."""
 
 
 class Locator(nn.Module):
-    """Where the 21 points are in the picture: the mean of a map of likelihood (Sun et al. 2018, integral regression).
+    """Where the 21 points are in the picture, as maps of likelihood.
 
-    It is trained on 2D points, learns fast, and tells the heads what averaged features lose: places.
+    It is trained on 2D points, learns fast, and its means (`moments`; integral regression, Sun et al. 2018) tell the
+    heads what averaged features lose: places.
     """
 
     _FINER = 4
@@ -29,13 +34,40 @@ class Locator(nn.Module):
         self.maps = nn.Conv2d(channels, 21 * self._FINER**2, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, channels, h, w) to (B, 21, 2) x, y in units of half the picture, from its middle."""
-        maps = nn.functional.pixel_shuffle(self.maps(features), self._FINER).float()
-        h, w = maps.shape[2:]
-        share = maps.flatten(2).softmax(2).unflatten(2, (h, w))
-        x = (2 * torch.arange(w, device=maps.device, dtype=maps.dtype) + 1) / w - 1
-        y = (2 * torch.arange(h, device=maps.device, dtype=maps.dtype) + 1) / h - 1
-        return torch.stack([share.sum(2) @ x, share.sum(3) @ y], 2)
+        """(B, channels, h, w) to logits (B, 21, 4 h, 4 w) of where each point is."""
+        return nn.functional.pixel_shuffle(self.maps(features), self._FINER).float()
+
+
+def moments(heat: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and deviations of likelihoods.
+
+    Args:
+        heat: (B, 21, h, w) logits; the map covers the picture.
+
+    Returns:
+        (B, 21, 2) x, y in units of half the picture, from its middle, and (B, 21) deviations per axis in the same unit,
+        less the width that a map is taught for a point whose place is certain.
+    """
+    h, w = heat.shape[2:]
+    share = heat.flatten(2).softmax(2).unflatten(2, (h, w))
+    x, y = middles(w).to(heat), middles(h).to(heat)
+    across, down = share.sum(2), share.sum(3)
+    mean = torch.stack([across @ x, down @ y], 2)
+    square = across @ x.square() + down @ y.square() - mean.square().sum(2)
+    cell = 2 / max(h, w)
+    least = (0.1 * cell) ** 2
+    return mean, (square / 2 - (TAUGHT_SD * cell) ** 2).clamp(min=least).sqrt()
+
+
+def confidence(sd: Tensor) -> Tensor:
+    """Confidences 0..1 of points located with deviations `sd`, in halves of the crop; as a detector's, they are in
+    inverse proportion to the deviations where these are large."""
+    return (1 + (sd / _TRUSTED_SD).square()).rsqrt()
+
+
+def middles(n: int) -> Tensor:
+    """(n,) middles of a map's cells in units of half the picture, from its middle."""
+    return (2 * torch.arange(n) + 1) / n - 1
 
 
 class IterativeHead(nn.Module):

@@ -9,18 +9,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from handloop.core.camera import Camera, translation_from_weak_perspective
+from handloop.core.camera import Camera, translation_from_weak_perspective, weak_perspective_from_translation
 from handloop.core.errors import InputError
 from handloop.core.rotations import matrix_from_6d, so3_exp
 from handloop.hand.model import Hand
 from handloop.regressors.backbones import BackboneOptions, build_backbone
-from handloop.regressors.image_heads import AttentionHead, IterativeHead, Locator
+from handloop.regressors.image_heads import AttentionHead, IterativeHead, Locator, moments
+from handloop.regressors.lifting_head import LiftingHead, SeenHand, Turned, Upright
 
 N_SD = 16 + 10 + 1 + 1
 """A standard deviation per rotation, per beta, for the wrist's bearing and for its log depth."""
 
 _USUAL_SCALE = 12.0
 """s of a hand whose crop is 0.17 m wide, 1/m."""
+_NEAREST_M = 0.02
+"""A wrist nearer than this is taken to be there."""
 _COLOUR_MEAN, _COLOUR_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -29,30 +32,35 @@ class ImageNetworkOptions:
     """What the network is made of; the default suits two CPU cores."""
 
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
-    head: Literal["iterative", "attention"] = "iterative"
-    """"iterative" feedback as in HMR and SPIN, or "attention" as in HaMeR."""
+    head: Literal["iterative", "attention", "lifting"] = "iterative"
+    """"iterative" feedback as in HMR and SPIN, "attention" as in HaMeR, or "lifting" of the points that it locates."""
     size: int = 96
     """Side of the crops, px."""
     width: int = 512
-    """Of the head's layers."""
+    """Of the head's layers; of the lifting head, the channels of its fine map."""
     rounds: int = 3
-    """Corrections of the iterative head, or layers of the attention head."""
+    """Corrections of the iterative head, or layers of the attention head; the lifting head has none."""
     pose: Literal["6d", "pca"] = "6d"
     """Fingers as 6D rotations (Zhou et al. 2019), or as leading principal components of the hand model's poses."""
     components: int = 30
     """How many, with "pca"."""
+    upright: int = 64
+    """Side of the turned crops that the lifting head works on, px."""
     heatmaps: bool = False
     """Takes 21 heat-maps of keypoints besides the colours."""
 
     def __post_init__(self) -> None:
-        if self.head not in ("iterative", "attention") or self.pose not in ("6d", "pca"):
+        if self.head not in ("iterative", "attention", "lifting") or self.pose not in ("6d", "pca"):
             raise InputError(
-                f"head {self.head!r} and pose {self.pose!r} were given, expected iterative or attention, 6d or pca."
+                f"head {self.head!r} and pose {self.pose!r} were given, expected iterative, attention or lifting, and "
+                "6d or pca."
             )
-        if self.size < 32 or self.width < 8 or self.rounds < 1 or not 1 <= self.components <= 45:
+        if self.head == "lifting" and self.pose == "pca":
+            raise InputError("the lifting head gives rotations; choose the pose 6d, not pca.")
+        if min(self.size, self.upright) < 32 or self.width < 8 or self.rounds < 1 or not 1 <= self.components <= 45:
             raise InputError(
-                f"crops of {self.size} px, a head {self.width} wide of {self.rounds} rounds and {self.components} "
-                "components were given, expected at least 32, 8 and 1, and 1 to 45."
+                f"crops of {self.size} px, turned ones of {self.upright}, a head {self.width} wide of {self.rounds} "
+                f"rounds and {self.components} components were given, expected at least 32, 32, 8 and 1, and 1 to 45."
             )
 
     @classmethod
@@ -74,8 +82,20 @@ class Regressed:
     """(B, K) principal components of the fingers' pose; K = 0 with 6D rotations."""
     betas: Tensor
     """(B, 10)."""
+    heading: Tensor
+    """(B, 2) where the fingers point in the crop, 1 long where that is clear; (B, 0) for heads that do not turn it."""
+    turn: Tensor
+    """(B, 2, 2) from places in the crop to places in the maps, both in halves of their side, from their middles."""
+    heat: Tensor
+    """(B, 21, h, w) logits of where the network sees the points in these maps; h = w = 0 for heads that are not
+    taught maps."""
     located: Tensor
-    """(B, 21, 2) where the network sees the points, in units of half the crop, from its middle."""
+    """(B, 21, 2) their means, in units of half the crop, from its middle."""
+    located_sd: Tensor
+    """(B, 21) their deviations per axis, in the same unit."""
+    depths: Tensor
+    """(B, 21) depths of the points relative to the middle finger's knuckle, in the same unit at the hand's distance;
+    (B, 0) for heads that give none."""
     weak: Tensor
     """(B, 3) s, tx, ty: the wrist appears at s (tx, ty) in units of half the crop, from its middle; m."""
     log_sd: Tensor
@@ -110,15 +130,20 @@ class ImageNetwork(nn.Module):
         self.options = options
         k = options.components if options.pose == "pca" else 0
         sizes = (6, k or 90, 10, 3)
-        self.backbone = build_backbone(options.backbone, 3 + 21 * options.heatmaps, options.size)
+        side = options.upright if options.head == "lifting" else options.size
+        self.backbone = build_backbone(options.backbone, 3 + 21 * options.heatmaps, side)
         channels = self.backbone.channels
-        self.locator = Locator(channels)
         self.head: nn.Module
-        if options.head == "iterative":
-            self.head = IterativeHead(channels, sum(sizes), options.width, options.rounds)
+        if options.head == "lifting":
+            self.head = LiftingHead(self.backbone.widths, options.width)
+            self.upright = Upright(options.upright)
         else:
-            self.head = AttentionHead(channels, sizes, options.width, options.rounds)
-        self.spread = nn.Sequential(nn.Linear(channels, 128), nn.GELU(approximate="tanh"), nn.Linear(128, N_SD))
+            self.locator = Locator(channels)
+            if options.head == "iterative":
+                self.head = IterativeHead(channels, sum(sizes), options.width, options.rounds)
+            else:
+                self.head = AttentionHead(channels, sizes, options.width, options.rounds)
+            self.spread = nn.Sequential(nn.Linear(channels, 128), nn.GELU(approximate="tanh"), nn.Linear(128, N_SD))
         self.register_buffer("usual", torch.tensor([1.0, 0, 0, 0, 1.0, 0]).repeat(16, 1))
         self.register_buffer("log_sd_scale", torch.full((N_SD,), float("nan")))
         self.register_buffer("colour_mean", torch.tensor(_COLOUR_MEAN)[:, None, None], persistent=False)
@@ -127,11 +152,12 @@ class ImageNetwork(nn.Module):
         self.register_buffer("components", basis, persistent=False)
         self.register_buffer("pose_mean", torch.tensor(hand.hands_mean, dtype=torch.float32), persistent=False)
 
-    def forward(self, crops: Tensor, heatmaps: Tensor | None = None) -> Regressed:
+    def forward(self, crops: Tensor, camera: Camera, heatmaps: Tensor | None = None) -> Regressed:
         """Regress.
 
         Args:
             crops: (B, 3, size, size) uint8, sRGB.
+            camera: of the crops. Only the lifting head looks at it.
             heatmaps: (B, 21, size, size) in 0..1 (`heatmaps_of`), for a network that takes them.
 
         Raises:
@@ -143,18 +169,44 @@ class ImageNetwork(nn.Module):
                 f"crops of shape {tuple(crops.shape)} came {'without' if heatmaps is None else 'with'} heat-maps, this "
                 f"network expects (N, 3, {size}, {size}) {'with' if self.options.heatmaps else 'without'}."
             )
-        x = (crops.to(self.usual) / 255 - self.colour_mean) / self.colour_sd
+        x = self._normalised(crops)
         if heatmaps is not None:
             x = torch.cat([x, heatmaps.to(x)], 1)
+        if isinstance(self.head, LiftingHead):
+            turned: Turned = self.upright(x)
+            return self._lifted(self.head(self.backbone.pyramid(turned.crops), turned, camera, size), camera)
         features = self.backbone(x)
-        located = self.locator(features)
+        located, located_sd = moments(self.locator(features))
         raw = self.head(features, located).float()
         # The deviations describe the error; what they learn must not pull on what makes it.
         log_sd = self.spread(features.detach().mean((2, 3))).float()
         with torch.autocast(raw.device.type, enabled=False):
-            return self._hand(raw, located.float(), log_sd)
+            turns, coefficients, betas, weak = self._hand(raw)
+        none, same = raw[:, :0], torch.eye(2).to(raw).expand(len(raw), 2, 2)
+        no_maps = raw.new_zeros(len(raw), 21, 0, 0)
+        return Regressed(turns, coefficients, betas, none, same, no_maps, located, located_sd, none, weak, log_sd)
 
-    def _hand(self, raw: Tensor, located: Tensor, log_sd: Tensor) -> Regressed:
+    def turned(self, crops: Tensor) -> Turned:
+        """The crops as the lifting head sees them; see `forward`."""
+        turned: Turned = self.upright(self._normalised(crops))
+        return turned
+
+    def _normalised(self, crops: Tensor) -> Tensor:
+        return (crops.to(self.usual) / 255 - self.colour_mean) / self.colour_sd
+
+    def _lifted(self, seen: SeenHand, camera: Camera) -> Regressed:
+        hand, size = seen.hand, self.options.size
+        focal, princpt = camera.focal.mean(1).to(hand.root), camera.princpt.to(hand.root)
+        middle = torch.full_like(princpt, (size - 1) / 2)
+        root = torch.cat([hand.root[:, :2], hand.root[:, 2:].clamp(min=_NEAREST_M)], 1)
+        weak = weak_perspective_from_translation(root, focal, middle, torch.full_like(focal, float(size)), princpt)
+        return Regressed(
+            hand.rotations, hand.betas[:, :0], hand.betas, seen.turned.heading, seen.turned.turn, seen.heat,
+            seen.located, seen.located_sd, seen.depths, weak, hand.log_sd,
+        )  # fmt: skip
+
+    def _hand(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rotations, coefficients, betas and weak-perspective cameras of a head's numbers."""
         turn = matrix_from_6d(self.usual[:1] + raw[:, :6].unflatten(1, (1, 6)))
         k = len(self.components)
         if k:
@@ -166,7 +218,7 @@ class ImageNetwork(nn.Module):
             fingers = matrix_from_6d(self.usual[1:] + raw[:, 6:96].unflatten(1, (15, 6)))
         scale = _USUAL_SCALE * raw[:, -3].clamp(-3, 3).exp()
         weak = torch.stack([scale, raw[:, -2] / scale, raw[:, -1] / scale], 1)
-        return Regressed(torch.cat([turn, fingers], 1), coefficients, raw[:, -13:-3], located, weak, log_sd)
+        return torch.cat([turn, fingers], 1), coefficients, raw[:, -13:-3], weak
 
 
 def heatmaps_of(points: Tensor, conf: Tensor, size: int) -> Tensor:

@@ -80,7 +80,9 @@ class LifterNetwork(nn.Module):
         self.register_buffer("usual", torch.tensor([1.0, 0, 0, 0, 1.0, 0]).repeat(16))
         self.register_buffer("log_sd_scale", torch.zeros(N_SD))
 
-    def forward(self, rays: Tensor, conf: Tensor, offsets: Tensor, mean_betas: Tensor) -> Lifted:
+    def forward(
+        self, rays: Tensor, conf: Tensor, offsets: Tensor, mean_betas: Tensor, hint: Tensor | None = None
+    ) -> Lifted:
         """Lift.
 
         Args:
@@ -88,6 +90,7 @@ class LifterNetwork(nn.Module):
             conf: (B, 21), 0 for missing points.
             offsets: (B, 21, 3) m, the source's.
             mean_betas: (B, 10), the source's.
+            hint: (B, width), added to what the first block takes: what is known besides the points.
         """
         # Mixed precision is for the layers: in 16 bits a view would be off by a twentieth of the hand.
         with torch.autocast(rays.device.type, enabled=False):
@@ -96,6 +99,8 @@ class LifterNetwork(nn.Module):
             size = (log_scale - USUAL_LOG_SCALE)[:, None]
             parts = [view.points.flatten(1), view.seen, size, offsets.flatten(1) / OFFSET_UNIT, mean_betas]
         x = self.enter(torch.cat(parts, 1))
+        if hint is not None:
+            x = x + hint
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

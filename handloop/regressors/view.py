@@ -76,15 +76,29 @@ def _box_middle(rays: Tensor, near: Tensor) -> Tensor:
     return torch.where(near.any(1)[:, None], (low + high) / 2, torch.zeros_like(low))
 
 
-def _fingers_up(points: Tensor, near: Tensor) -> Tensor:
-    """(B, 2, 2) turns in the picture that point the hand's mean direction up (-y)."""
-    weight = near.to(points)
+def fingers_direction(points: Tensor, weight: Tensor) -> Tensor:
+    """(B, 2) where the fingers of hands point in a picture, the longer the more clearly they do.
+
+    Args:
+        points: (B, 21, 2), in any unit.
+        weight: (B, 21) how much each counts.
+    """
     along = torch.tensor(ALONG).to(points)
     mean = (weight * along).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-    pull = ((weight * (along - mean))[..., None] * points).sum(1)
+    return ((weight * (along - mean))[..., None] * points).sum(1)
+
+
+def _fingers_up(points: Tensor, near: Tensor) -> Tensor:
+    """(B, 2, 2) turns in the picture that point the hand's mean direction up (-y)."""
+    pull = fingers_direction(points, near.to(points))
     length = pull.norm(dim=1, keepdim=True)
     down = torch.tensor([0.0, -1.0]).to(points).expand_as(pull)
-    a, b = torch.where(length > 1e-6, pull / length.clamp(min=1e-6), down).unbind(1)
+    return upward(torch.where(length > 1e-6, pull / length.clamp(min=1e-6), down))
+
+
+def upward(direction: Tensor) -> Tensor:
+    """(B, 2, 2) turns that take unit directions (B, 2) of a picture to its top (-y)."""
+    a, b = direction.unbind(1)
     return torch.stack([-b, a, -a, -b], 1).reshape(-1, 2, 2)
 
 

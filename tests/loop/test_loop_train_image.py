@@ -20,7 +20,9 @@ from handloop.loop.picture_batches import TrainingBatch
 from handloop.loop.picture_source import PictureSource, open_source
 from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions, Measured, regress
 from handloop.regressors.backbones import BackboneOptions
+from handloop.regressors.image_heads import TAUGHT_SD
 from handloop.regressors.image_network import ImageNetworkOptions, Regressed
+from handloop.regressors.view import fingers_direction
 from handloop.synth.picture import PictureOptions
 from handloop.synth.produce import Order, produce
 
@@ -29,7 +31,7 @@ needs_transformers = pytest.mark.skipif(
 )
 NETWORK = ImageNetworkOptions(BackboneOptions("small", 8), size=64, width=128)
 STILL = AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0)
-TINY = ImageTrainOptions(4, 4, 1e-3, held_out=4, measure_every=2, network=replace(NETWORK, width=16))
+TINY = ImageTrainOptions(4, 4, 1e-3, held_out=4, measure_every=2, precision="fp32", network=replace(NETWORK, width=16))
 RESNET = BackboneOptions(
     "resnet",
     config={"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 1, 1], "layer_type": "basic"},
@@ -55,15 +57,16 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     ("backbone", "head", "steps"),
     [
         (BackboneOptions("small", 8), "iterative", 80),
+        (BackboneOptions("small", 8), "lifting", 80),
         pytest.param(RESNET, "attention", 100, marks=needs_transformers),
     ],
-    ids=["small", "resnet"],
+    ids=["iterative", "lifting", "attention"],
 )
 def test_eight_hands_can_be_learned_by_heart(
     source: PictureSource, backbone: BackboneOptions, head: str, steps: int
 ) -> None:
     network = replace(NETWORK, backbone=backbone, head=head, rounds=2)  # type: ignore[arg-type]
-    options = ImageTrainOptions(steps, 8, 3e-3, held_out=8, network=network, augment=STILL)
+    options = ImageTrainOptions(steps, 8, 3e-3, held_out=8, precision="fp32", network=network, augment=STILL)
     training = ImageTraining(embedded_hand(), source, options)
     batch = training.batches[0]
     errors = []
@@ -113,6 +116,25 @@ def test_components_heat_maps_and_masks_train(source: PictureSource, head: str) 
     assert sum(at.loss for at in seen[-3:]) < sum(at.loss for at in seen[:3])
     moved = [not torch.equal(a, b) for a, b in zip(before, training.network.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
+
+
+def test_the_direction_of_the_fingers_is_learned_first(source: PictureSource) -> None:
+    """For its share of the steps nothing else moves; then everything does."""
+    options = replace(TINY, steps=10, batch=8, held_out=0, network=replace(NETWORK, head="lifting", width=16))
+    training = ImageTraining(embedded_hand(), source, options)
+    start = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+    seen: list[ImageProgress] = []
+
+    def moved() -> set[str]:
+        now = training.network.named_parameters()
+        return {name.split(".")[0] for name, p in now if not torch.equal(p, start[name])}
+
+    def look(at: ImageProgress) -> None:
+        seen.append(at)
+        assert moved() == ({"upright"} if at.step <= 2 else {"upright", "backbone", "head"})
+
+    training.run(None, look)
+    assert set(seen[1].parts) == {"heading"} and {"heat", "located", "depths", "points"} < set(seen[2].parts)
 
 
 def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path) -> None:
@@ -173,10 +195,20 @@ def exact(source: PictureSource) -> tuple[TrainingBatch, Regressed]:
     s = 2 * batch.focal.mean(1) / (64 * batch.root[:, 2])
     place = (batch.camera().project(batch.root[:, None].double())[:, 0] - 31.5).float() / 32 / s[:, None]
     located = (2 * batch.points + 1) / 64 - 1
+    # A quarter turn, so that right becomes down.
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]]).repeat(4, 1, 1)
+    turned = torch.stack([-located[..., 1], located[..., 0]], 2)
+    cells = torch.arange(32.0)
+    along = -0.5 * ((cells - (16 * (turned[..., None] + 1) - 0.5)) / TAUGHT_SD).square()
+    heat = along[:, :, 1, :, None] + along[:, :, 0, None, :]
+    pull = fingers_direction(located, batch.conf)
+    heading = pull / pull.norm(dim=1, keepdim=True)
+    depths = (batch.joints - batch.joints[:, 9:10])[..., 2] * s[:, None]
     weak = torch.cat([s[:, None], place], 1)
     return batch, Regressed(
-        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), located, weak, torch.zeros(4, 28)
-    )
+        batch.rotations.clone(), torch.zeros(4, 2), batch.betas.clone(), heading, turn, heat, located,
+        torch.zeros(4, 21), depths, weak, torch.zeros(4, 28),
+    )  # fmt: skip
 
 
 EVERYTHING = ImageLossWeights(vertices=1, mask=1, biomechanical=1, usual_pose=1)
@@ -198,11 +230,21 @@ def test_the_truth_costs_next_to_nothing(exact: tuple[TrainingBatch, Regressed])
         "vertices",
         "usual_pose",
         "located",
+        "heat",
+        "heading",
+        "depths",
     ):
         assert float(parts[name]) < 0.03, name
     assert float(parts["mask"]) < 0.1
     wrong = replace(
-        out, rotations=out.rotations.roll(1, 0), betas=out.betas + 1, weak=out.weak * 1.3, located=out.located + 0.2
+        out,
+        rotations=out.rotations.roll(1, 0),
+        betas=out.betas + 1,
+        weak=out.weak * 1.3,
+        located=out.located + 0.2,
+        heat=out.heat.roll(3, 3),
+        depths=out.depths + 0.1,
+        heading=-out.heading,
     )
     worse = loss.parts(replace(wrong, coefficients=torch.ones(4, 2)), batch, 64, True)
     for name in set(parts) - {"biomechanical", "usual_betas"}:

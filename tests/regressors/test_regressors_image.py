@@ -22,7 +22,10 @@ from handloop.hand.load import embedded_hand
 from handloop.regressors.backbones import BackboneOptions, build_backbone, load_pretrained, pretrained_backbone
 from handloop.regressors.base import CropBatch
 from handloop.regressors.image import ImageRegressor
+from handloop.regressors.image_heads import TAUGHT_SD, moments
 from handloop.regressors.image_network import ImageNetwork, ImageNetworkOptions, heatmaps_of
+from handloop.regressors.lifter import Lifter
+from handloop.regressors.lifting_head import LiftingHead
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed (extra image)"
@@ -42,6 +45,8 @@ HEADS = [
         ("iterative", "6d", False),
         ("attention", "6d", False),
         ("iterative", "pca", True),
+        ("lifting", "6d", False),
+        ("lifting", "6d", True),
         ("attention", "pca", False),
     )
 ]
@@ -54,7 +59,7 @@ def regressor_of(options: ImageNetworkOptions, seed: int = 0) -> ImageRegressor:
         torch.manual_seed(seed)
         network = ImageNetwork(options, hand)
         for name, p in network.head.named_parameters():
-            if p.ndim == 2 and any(key in name for key in ("step", "wrist", "fingers", "shape", "camera")):
+            if p.ndim == 2 and any(key in name for key in ("step", "wrist", "fingers", "shape", "camera", "enter")):
                 torch.nn.init.normal_(p, std=0.1)
         network.log_sd_scale.normal_()
     return ImageRegressor.of(network, hand)
@@ -107,6 +112,14 @@ def test_every_family_gives_a_map_of_features(family: str, inputs: int) -> None:
         features = backbone(torch.randn(2, inputs, 64, 64))
     assert features.shape[:2] == (2, backbone.channels) == (2, 16)
     assert features.shape[2] == features.shape[3] == {"resnet": 2, "convnext": 2, "vit": 4, "dinov2": 4}[family]
+    x = torch.randn(1, inputs, 64, 64)
+    with torch.no_grad():
+        maps = backbone.pyramid(x)
+        torch.testing.assert_close(maps[-1], backbone(x))
+    sides = {"resnet": [16, 8, 4, 2], "convnext": [16, 8, 4, 2], "vit": [4], "dinov2": [4]}[family]
+    assert [tuple(each.shape[1:]) for each in maps] == [
+        (width, side, side) for width, side in zip(backbone.widths, sides, strict=True)
+    ]
 
 
 @needs_transformers
@@ -176,7 +189,7 @@ def test_the_wrist_appears_where_the_network_says() -> None:
         batch = replace(batch, view=view)
         found = regressor.propose(batch)
         with torch.no_grad():
-            out = regressor.network(batch.crops)
+            out = regressor.network(batch.crops, view.camera_out)
         wrist = found.params.transl + regressor.kinematics.root_offset(found.params.betas)
         crop_px = view.pixels(cameras(5).project(wrist[:, None]))[:, 0]
         expected = 31.5 + 32 * (out.weak[:, :1] * out.weak[:, 1:]).double()
@@ -187,7 +200,22 @@ def test_the_wrist_appears_where_the_network_says() -> None:
         )
 
 
-@pytest.mark.parametrize("options", HEADS[:3], ids=lambda o: f"{o.head}-{o.pose}")
+def test_the_points_are_said_in_the_picture() -> None:
+    """Where the network sees them in the crop, through the crop's own change of view, on both sides."""
+    regressor = regressor_of(HEADS[3])
+    right, left = batch_of(4, 64), batch_of(4, 64, is_right=False, mirrored=True)
+    found = regressor.look(right).keypoints
+    with torch.no_grad():
+        out = regressor.network(right.crops, right.view.camera_out)
+    crop_px = right.view.pixels(found.xy)
+    torch.testing.assert_close(crop_px, 31.5 + 32 * out.located.double(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.conf, (1 + (out.located_sd.double() / 0.05) ** 2) ** -0.5, atol=1e-6, rtol=0)
+    mirrored = regressor.look(left).keypoints
+    torch.testing.assert_close(639 - mirrored.xy[..., 0], found.xy[..., 0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(mirrored.xy[..., 1], found.xy[..., 1], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("options", HEADS[:5], ids=lambda o: f"{o.head}-{o.pose}")
 def test_a_left_hand_is_the_mirror_of_its_right_one(options: ImageNetworkOptions) -> None:
     """The same crops, from the mirrored picture."""
     regressor = regressor_of(options)
@@ -201,7 +229,7 @@ def test_a_left_hand_is_the_mirror_of_its_right_one(options: ImageNetworkOptions
         regressor.propose(replace(batch_of(4, 64), is_right=torch.zeros(4, dtype=torch.bool)))
 
 
-@pytest.mark.parametrize("options", HEADS[:3], ids=lambda o: f"{o.head}-{o.pose}")
+@pytest.mark.parametrize("options", HEADS[:5], ids=lambda o: f"{o.head}-{o.pose}")
 def test_saved_and_loaded_answers_are_equal_to_the_bit(options: ImageNetworkOptions, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     first = regressor_of(options)
@@ -250,13 +278,15 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 def test_wrong_crops_and_options_are_named() -> None:
     network = regressor_of(TINY).network
     with pytest.raises(InputError, match=r"expects \(N, 3, 64, 64\) without"):
-        network(crops_of(1, 32))
+        network(crops_of(1, 32), cameras(1))
     with pytest.raises(InputError, match="with heat-maps"):
-        network(crops_of(1, 64), torch.zeros(1, 21, 64, 64))
+        network(crops_of(1, 64), cameras(1), torch.zeros(1, 21, 64, 64))
     with pytest.raises(InputError, match="keypoints"):
         regressor_of(HEADS[2]).propose(replace(batch_of(1, 64), keypoints=None))
     with pytest.raises(InputError, match="expected at least 32"):
         replace(TINY, size=8)
+    with pytest.raises(InputError, match="choose the pose 6d"):
+        replace(TINY, head="lifting", pose="pca")
     with pytest.raises(InputError, match="the backbone 'vgg' is unknown"):
         BackboneOptions("vgg")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 crops but keypoints of 1"):
@@ -293,6 +323,52 @@ def test_heat_maps_peak_at_their_points() -> None:
     maps = heatmaps_of(points, conf, 64)
     assert float(maps[0, 0, 20, 10]) == 1 and not maps[0, 3].any()
     assert float(maps[0, 0, 20, 11]) == pytest.approx(float(np.exp(-0.5 / 1.6**2)), rel=1e-5)
+
+
+def test_maps_of_likelihood_say_where_and_how_surely() -> None:
+    """A Gaussian of the width that is taught means certainty; two equal peaks lie half their distance from the mean."""
+    x = torch.arange(24.0)
+    along = lambda at: -0.5 * ((x - at) / TAUGHT_SD).square()  # noqa: E731
+    sharp = along(9.0)[:, None] + along(14.0)
+    both = torch.logaddexp(along(4.5)[:, None] + along(11.5), along(18.5)[:, None] + along(11.5))
+    mean, sd = moments(torch.stack([sharp, both])[None])
+    torch.testing.assert_close(mean[0], torch.tensor([[2 * 14.5 / 24 - 1, 2 * 9.5 / 24 - 1], [0.0, 0.0]]))
+    assert float(sd[0, 0]) < 0.02
+    # 7 cells of 1/12 along y, none along x.
+    assert float(sd[0, 1]) == pytest.approx(7 / 12 / 2**0.5, rel=1e-3)
+
+
+@needs_transformers
+@pytest.mark.parametrize("family", ["resnet", "dinov2"])
+def test_the_lifting_head_takes_any_backbone(family: str) -> None:
+    network = ImageNetwork(replace(TINY, backbone=FAMILIES[family], head="lifting"), embedded_hand().right).eval()
+    with torch.no_grad():
+        out = network(crops_of(2, 64), cameras(2))
+    assert out.heat.shape == (2, 21, 16, 16) and out.depths.shape == (2, 21)
+
+
+def test_an_untrained_lifting_head_says_what_the_lifter_says() -> None:
+    """Of the points where the network sees them, whatever else is in the picture."""
+    hand = embedded_hand().right
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = ImageNetwork(replace(TINY, head="lifting"), hand).eval()
+    head = network.head
+    assert isinstance(head, LiftingHead)
+    shipped = Lifter.shipped()
+    head.lifter.load_state_dict(shipped.network.state_dict())
+    batch = batch_of(3, 64)
+    camera = batch.view.camera_out
+    with torch.no_grad():
+        out = network(batch.crops, camera)
+        px = (64 * (out.located + 1) - 1) / 2
+        rays = ((px - camera.princpt[:, None]) / camera.focal[:, None]).float()
+        conf = (1 + (out.located_sd / 0.05).square()).rsqrt()
+        expected = shipped.network(rays, conf, torch.zeros(3, 21, 3), torch.zeros(3, 10))
+    torch.testing.assert_close(out.rotations, expected.rotations)
+    torch.testing.assert_close(out.betas, expected.betas)
+    torch.testing.assert_close(out.root(camera, 64), expected.root, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.log_sd, expected.log_sd)
 
 
 def test_uncalibrated_deviations_are_no_opinion() -> None:

@@ -1,13 +1,13 @@
 """Is a training loop that is killed at any moment, or out of disk, resumed to the same bits?
 
-    python -m benchmarks.loop_kills [--kills 30] [--full 6]
+    python -m benchmarks.loop_kills [--kills 30] [--aimed 6] [--full 6]
 
 A tiny run (synthetic hands, small network, a checkpoint every second step, priors learned in between) is done once
 undisturbed. Then it is begun again and again in processes of their own: each is killed (SIGKILL) at a random moment,
 the moments spread evenly over the whole run, and resumed until it is finished; of every third, the resumed process is
-killed at a random moment, too. Weights, their mean, the optimiser's moments, random state, priors, fits with their
-history's step and origin, exported fits and the log's metrics must be those of the undisturbed run, to the bit, and the
-cache must be sound after each kill.
+killed at a random moment, too. Some more are killed inside the writing of a checkpoint or a transaction of the cache.
+Weights, their mean, the optimiser's moments, random state, priors, cached fits with their origin, exported fits and the
+log's metrics must be those of the undisturbed run, to the bit, and the cache must be sound after each kill.
 
 A full disk is simulated by forbidding the process, at a random moment, to write to any file; it must stop by itself,
 and go on where it was once there is space.
@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,11 @@ class Place:
         self._byte = mmap.mmap(-1, 1)
 
     def __str__(self) -> str:
-        return PLACES[self._byte[0]]
+        return PLACES[self.index()]
+
+    def index(self) -> int:
+        """In `PLACES`."""
+        return self._byte[0]
 
     def watch(self) -> None:
         """In the process of the run: keep it up to date."""
@@ -205,10 +210,18 @@ def finish(folder: Path, data: HandData) -> float:
     return time.monotonic() - begun
 
 
-def killed(folder: Path, data: HandData, after: float) -> str:
-    """Start or resume and kill; where it was, or "" if it had finished."""
+def killed(folder: Path, data: HandData, after: float, aim: int = 0) -> str:
+    """Start or resume and kill; where it was, or "" if it had finished.
+
+    Args:
+        folder, data: of the run.
+        after: s.
+        aim: a place to wait for from then on, an index in `PLACES`; 0 for none.
+    """
     run = Run(folder, data)
     time.sleep(after)
+    while aim and run.place.index() != aim and run.process.is_alive():
+        time.sleep(1e-4)
     run.process.kill()
     return "" if run.ended()[0] else str(run.place)
 
@@ -240,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what happened; the status is 1 if anything differed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--aimed", type=int, default=6, help="kills inside a checkpoint, and inside a transaction")
     parser.add_argument("--full", type=int, default=6, help="times that the disk is full")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -254,7 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         expected = content(base / "whole" / "run")
         print(f"{CONFIG.steps} steps in {whole:.1f} s; compared: {', '.join(expected)}", flush=True)
         differ = 0
-        for name, stop, n in (("killed", killed, options.kills), ("out of disk", out_of_disk, options.full)):
+        for name, stop, n in (
+            ("killed", killed, options.kills),
+            ("killed in a checkpoint", partial(killed, aim=1), options.aimed),
+            ("killed in a transaction", partial(killed, aim=2), options.aimed),
+            ("out of disk", out_of_disk, options.full),
+        ):
             where: Counter[str] = Counter()
             same = 0
             for i in range(n):

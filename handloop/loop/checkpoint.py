@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,27 @@ _FORMAT = "handloop loop 1"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers and texts; the former file stays until the new one is on the disk."""
+    """Write tensors, numbers and texts; the former file stays until the new one is on the disk.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
-        torch.save({"format": _FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": _FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer raises errors of its own while the disk's is under way.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        with suppress(OSError):
+            temporary.unlink()
+        text = f"{reason.strerror}; the former checkpoint is whole, free some space and go on from it"
+        raise OSError(reason.errno, text, str(path)) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -31,6 +31,9 @@ from handloop.priors.gaussian import GaussianPosePrior
 from handloop.priors.learn import POSES_PER_COMPONENT
 from handloop.priors.mixture import PosePriorModel
 
+_MISSED = 1.5
+"""A fit that misses its keypoints by more than this, in terms of their noise or of what the median fit misses, is one
+of spoiled keypoints, or in another mode: its pose is nobody's."""
 _CHUNK = 128
 """Hands linearised at a time."""
 _TRIM = 0.05
@@ -194,7 +197,8 @@ def _maximised(
     )
     energy = result.energy.double().cpu().nan_to_num(float("inf"), float("inf"))
     good = energy <= energy.quantile(1 - options.drop)
-    good &= torch.isfinite(energy)
+    missed = result.energy_terms["reprojection"].double().cpu() / (hands.keypoints.conf > 0).sum(1)
+    good &= torch.isfinite(energy) & (missed <= _MISSED**2 * missed.nanmedian().clamp(min=1.0))
     at = laplace(models, recipe, hands.select(few))
     known = good[few] & torch.isfinite(at.covariance).flatten(1).all(1)
     canonical = hands.params.as_right(hands.keypoints.is_right).hand_pose.double()[good]

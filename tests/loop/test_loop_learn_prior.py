@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from handloop.core.keypoints import Keypoints
 from handloop.core.layout import KeypointLayout
 from handloop.core.params import HandParams
 from handloop.core.rotations import so3_exp
@@ -104,6 +106,26 @@ def test_the_posterior_covariance_is_the_inverse_of_the_energys_curvature(
     numeric = (gradient(at.pose + step * direction) - gradient(at.pose - step * direction))[:, 3:48] / (2 * step)
     stiff = (numeric * direction).sum(1)
     assert bool((stiff >= 0.99 * torch.linalg.eigvalsh(prior @ prior.T).max()).all())
+
+
+def test_spoiled_keypoints_teach_nothing(models: HandModels, alike: FittedHands) -> None:
+    """Half of a hand shifted by its box: the prior is that of the other hands alone."""
+    spoiled = alike.select(torch.arange(70, 90))
+    uv = spoiled.keypoints.xy.clone()
+    uv[:, 9:] += (uv.amax(1) - uv.amin(1)).amax(1)[:, None, None]
+    spoiled = replace(spoiled, keypoints=replace(spoiled.keypoints, xy=uv))
+    spoiled = refitted(models, RECIPE, spoiled)
+    good = alike.select(torch.arange(70))
+    both = FittedHands(
+        Keypoints.concatenate([good.keypoints, spoiled.keypoints]),
+        alike.camera,
+        HandParams(*(torch.cat(pair) for pair in zip(good.params.tensors(), spoiled.params.tensors(), strict=True))),
+        None,
+    )
+    options = replace(OPTIONS, uncertain=90, drop=0.0)
+    with_them, without = (learn_prior(models, RECIPE, hands, good, options, "x").prior for hands in (both, good))
+    torch.testing.assert_close(with_them.mean, without.mean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(with_them.precision_factor, without.precision_factor, rtol=1e-6, atol=1e-6)
 
 
 def test_hands_alike_teach_a_narrower_prior(models: HandModels, alike: FittedHands) -> None:

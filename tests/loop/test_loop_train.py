@@ -276,6 +276,20 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(
     again.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full_leaves_the_former_checkpoint(tmp_path: Path) -> None:
+    """With the kernel's own error, which torch hides behind one of its writer's."""
+    path = tmp_path / "checkpoint.pt"
+    checkpoint_module.save_checkpoint(path, {"weights": torch.zeros(10)})
+    former = path.read_bytes()
+    path.with_name("checkpoint.pt.partial").symlink_to("/dev/full")
+    for n in (10, 100_000):  # Noticed when the file is flushed, and in the middle of it.
+        with pytest.raises(OSError, match=r"No space left.*former checkpoint is whole.*checkpoint\.pt"):
+            checkpoint_module.save_checkpoint(path, {"weights": torch.zeros(n)})
+        assert path.read_bytes() == former and [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+        path.with_name("checkpoint.pt.partial").symlink_to("/dev/full")
+
+
 def test_another_run_is_refused(tmp_path: Path, data: HandData) -> None:
     train(tmp_path, data, replace(TINY, steps=1)).close()
     with pytest.raises(InputError, match="another configuration"):

@@ -208,7 +208,13 @@ PRESETS: dict[str, LoopConfig] = {
     "lifter-loop": LoopConfig(),
     "lifter-synthetic": LoopConfig(mode="off", batch=0, views=0, synthetic=448),
     "image-loop": LoopConfig(
-        steps=10_000, batch=64, views=0, synthetic=0, ema=0.998, save_every=500, image=ImageOptions()
+        steps=10_000,
+        batch=64,
+        views=0,
+        synthetic=0,
+        ema=0.998,
+        save_every=500,
+        image=ImageOptions(network=ImageNetworkOptions(head="lifting", width=64)),
     ),
 }
 """Configurations by name: the self-improving loop on keypoints, the same training on synthetic hands alone, the loop

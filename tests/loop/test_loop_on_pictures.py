@@ -298,7 +298,7 @@ def test_configurations(full: ShardSource, pair: HandPair, tmp_path: Path) -> No
     assert read_config(path) == TINY
     path.write_text(json.dumps({"preset": "image-loop", "image": {"network": {"head": "attention"}}}))
     assert read_config(path) == replace(
-        PRESETS["image-loop"], image=ImageOptions(replace(ImageNetworkOptions(), head="attention"))
+        PRESETS["image-loop"], image=ImageOptions(ImageNetworkOptions(head="attention", width=64))
     )
     for change, message in (
         ({"views": 8}, "0 of the others, which are keypoints alone"),
@@ -313,3 +313,17 @@ def test_configurations(full: ShardSource, pair: HandPair, tmp_path: Path) -> No
         ImageLoop(tmp_path / "run", full, pair, LoopConfig())
     nothing = replace(full.hands, params=no_params(40))
     assert not bool(torch.isfinite(nothing.params.betas).any())
+
+
+def test_points_alone_teach_the_lifting_head_its_maps(full: ShardSource, pair: HandPair, tmp_path: Path) -> None:
+    """Without fits and 3D labels, heat-maps and the direction of the fingers still have something to learn from."""
+    head = replace(NETWORK, head="lifting")
+    config = replace(TINY, mode="off", steps=1, image=replace(TINY.image or ImageOptions(), network=head))
+    run = ImageLoop(tmp_path, bare(full), pair, config)
+    before = {name: p.detach().clone() for name, p in run.learner.network.named_parameters()}
+    run.run()
+    run.close()
+    line = read_log(tmp_path)[-1]
+    assert line["loss_heat"] > 0 and line["loss_heading"] > 0
+    moved = {name for name, p in run.learner.network.named_parameters() if not torch.equal(p, before[name])}
+    assert any(name.startswith("upright.") for name in moved) and any(name.startswith("backbone.") for name in moved)

@@ -66,7 +66,13 @@ class Keypoints:
             InputError: wrong shapes or lengths, repeated ids.
         """
         # In numpy, which takes a third of torch's time for a few numbers: much of a fit of one hand is its input's.
-        array = np.asarray(points.numpy(force=True) if torch.is_tensor(points) else points, dtype=np.float64)
+        try:
+            array = np.asarray(points.numpy(force=True) if torch.is_tensor(points) else points, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"keypoints are {type(points).__name__} and no array of numbers, expected (N, 21, 2) or (N, 21, 3); "
+                "files are read by handloop.formats.read_keypoints."
+            ) from error
         if array.ndim != 3 or array.shape[1] != 21 or array.shape[2] not in (2, 3):
             raise InputError(
                 f"keypoints have shape {tuple(array.shape)}, expected (N, 21, 2) or (N, 21, 3): "
@@ -167,7 +173,11 @@ class Keypoints:
 
 
 def _one_or_many(name: str, value: np.ndarray | Tensor | bool, n: int, dtype: type[np.generic]) -> np.ndarray:
-    array = np.asarray(value.numpy(force=True) if torch.is_tensor(value) else value).astype(dtype)
+    given = np.asarray(value.numpy(force=True) if torch.is_tensor(value) else value)
+    if given.dtype.kind not in "biuf" or (dtype is np.bool_ and not ((given == 0) | (given == 1)).all()):
+        what = "True or False" if dtype is np.bool_ else "a number"
+        raise InputError(f"{name} holds {given.flat[0]!r}, expected {what} for all hands or for each.")
+    array = given.astype(dtype)
     if array.ndim == 0:
         return np.full(n, array)
     check_shape(name, array.shape, (n,))

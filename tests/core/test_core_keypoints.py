@@ -210,3 +210,24 @@ def test_other_bad_options(options: dict[str, object], expected: str) -> None:
     with pytest.raises(InputError) as error:
         Keypoints.from_arrays(_points(2), **options)  # type: ignore[arg-type]
     assert str(error.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"points": "hands.json"}, "keypoints are str and no array of numbers"),
+        ({"points": [[[1.0, 2.0]], [[1.0]]]}, "keypoints are list and no array of numbers"),
+        (
+            {"points": np.zeros((21, 3))},
+            r"shape \(21, 3\), expected \(N, 21, 2\) or \(N, 21, 3\): give keypoints\[None\]",
+        ),
+        ({"is_right": None}, "is_right holds None, expected True or False"),
+        ({"is_right": ["right", "left"]}, "is_right holds .*'right'.*, expected True or False"),
+        ({"is_right": [1.0, NAN]}, "is_right holds .*1.0.*, expected True or False"),
+        ({"frame": ["a", "b"]}, "frame holds .*'a'.*, expected a number"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_words(given: dict[str, object], said: str) -> None:
+    """None and names of sides would otherwise count as left and right."""
+    with pytest.raises(InputError, match=said):
+        Keypoints.from_arrays(**{"points": _points(2), **given})  # type: ignore[arg-type]

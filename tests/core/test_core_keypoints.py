@@ -217,10 +217,6 @@ def test_other_bad_options(options: dict[str, object], expected: str) -> None:
     [
         ({"points": "hands.json"}, "keypoints are str and no array of numbers"),
         ({"points": [[[1.0, 2.0]], [[1.0]]]}, "keypoints are list and no array of numbers"),
-        (
-            {"points": np.zeros((21, 3))},
-            r"shape \(21, 3\), expected \(N, 21, 2\) or \(N, 21, 3\): give keypoints\[None\]",
-        ),
         ({"is_right": None}, "is_right holds None, expected True or False"),
         ({"is_right": ["right", "left"]}, "is_right holds .*'right'.*, expected True or False"),
         ({"is_right": [1.0, NAN]}, "is_right holds .*1.0.*, expected True or False"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,9 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # gloo's are plain ones.
+            # Left for the interpreter's end, the connections' own threads sometimes abort the process.
+            with suppress(RuntimeError):
+                self.close()
             raise RankError(
                 f"rank {self.rank} of {self.n} has lost the others: one of them has stopped or cannot be reached, see "
                 "what it said last; start all of them again with --resume to go on from the last checkpoint."

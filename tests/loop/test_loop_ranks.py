@@ -197,7 +197,8 @@ def test_with_chance_it_is_as_good_as_one_process(done: Done, tmp_path: Path) ->
 
 
 def test_a_killed_rank_stops_the_other_in_a_sentence(done: Done) -> None:
-    assert done.status == [0, -signal.SIGKILL]
+    # gloo's own threads sometimes abort a process that has lost the other; the sentence has been said by then.
+    assert done.status[0] in (0, -signal.SIGABRT) and done.status[1] == -signal.SIGKILL
     assert done.lost["error"].startswith("rank 0 of 2 has lost the others") and "--resume" in done.lost["error"]
 
 

@@ -124,14 +124,16 @@ class ImageOptions:
     """Of the maps that these points come from, in a head that is taught them (`ImageLossWeights`)."""
     heading: float = 1.0
     """Of the direction of the fingers in the crop, from a head that turns crops by it."""
+    depths: float = 2.0
+    """Of the points' depths against those of fits and labels, in halves of the crop, from a head that gives them."""
     usual_betas: float = 0.01
     """Per squared beta of hands without a fit or another label: pulls to the mean shape."""
 
     def __post_init__(self) -> None:
         if self.augment.flip != "to-right":
             raise InputError(f"flip is {self.augment.flip!r}; the network knows right hands only, expected to-right.")
-        if min(self.located, self.heat, self.heading, self.usual_betas) < 0:
-            raise InputError("located, heat, heading or usual_betas is negative, expected 0 or more.")
+        if min(self.located, self.heat, self.heading, self.depths, self.usual_betas) < 0:
+            raise InputError("located, heat, heading, depths or usual_betas is negative, expected 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from handloop.core.errors import InputError
 from handloop.hand.model import HandPair
 from handloop.loop.config import ImageOptions, LoopConfig
-from handloop.loop.image_losses import heading_loss, heat_loss, located_loss
+from handloop.loop.image_losses import depths_loss, heading_loss, heat_loss, located_loss
 from handloop.loop.learner import Learner
 from handloop.loop.loop_loss import Counts
 from handloop.loop.picture_batches import TrainingBatch
@@ -84,7 +84,7 @@ class ImageLearner(Learner):
         nothing = (true.params_weight == 0).to(self.device)
         more = {
             "loss_located": self.image.located * located_loss(out, batch, self.size).mean(),
-            **self._of_the_head(out, batch),
+            **self._of_the_head(out, batch, true),
             "loss_usual_betas": self.image.usual_betas * (nothing * hands.betas.square().mean(1)).mean(),
         }
         loss = loss + torch.stack(list(more.values())).sum()
@@ -93,13 +93,16 @@ class ImageLearner(Learner):
         total = self.descend(step, loss.detach())
         return total, parts | {name: float(value.detach()) for name, value in more.items()}
 
-    def _of_the_head(self, out: Regressed, batch: TrainingBatch) -> dict[str, torch.Tensor]:
-        """Losses of maps and directions, which only some heads have, against the points alone."""
+    def _of_the_head(self, out: Regressed, batch: TrainingBatch, true: Supervision) -> dict[str, torch.Tensor]:
+        """Losses of what only some heads have: maps and directions, which need the points alone, and depths."""
         more = {}
         if out.heat.shape[2]:
             more["loss_heat"] = self.image.heat * heat_loss(out, batch, self.size).mean()
         if out.heading.shape[1]:
             more["loss_heading"] = self.image.heading * heading_loss(out.heading, batch, self.size).mean()
+        if out.depths.shape[1]:
+            joints, weight = true.hands.points.to(self.device), true.points_weight.to(self.device)
+            more["loss_depths"] = self.image.depths * depths_loss(out, joints, weight, batch, self.size).mean()
         return more
 
     def result(self) -> ImageNetwork:

@@ -132,7 +132,7 @@ class ImageLoss:
             "located": (w.located, lambda: located_loss(out, batch, size)),
             "heat": (w.heat * bool(out.heat.shape[2]), lambda: heat_loss(out, batch, size)),
             "heading": (w.heading * bool(out.heading.shape[1]), lambda: heading_loss(out.heading, batch, size)),
-            "depths": (w.depths * bool(out.depths.shape[1]), lambda: _depths(out, batch, size)),
+            "depths": (w.depths * bool(out.depths.shape[1]), lambda: _known_depths(out, batch, size)),
             "vertices": (w.vertices, lambda: self._vertices(out, root, batch)),
             "mask": (w.mask, lambda: self._mask(out, root, batch)),
             "biomechanical": (w.biomechanical, lambda: self._biomechanical(points)),
@@ -219,12 +219,26 @@ def heading_loss(heading: Tensor, batch: TrainingBatch, size: int) -> Tensor:
     return error * (length[:, 0] / _CLEAR).clamp(max=1) * ((batch.conf > 0).sum(1) > 3)
 
 
-def _depths(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
-    per_metre = 2 * batch.focal.mean(1) / (size * batch.root[:, 2].clamp(min=_NEAREST_M))
-    z = batch.joints[..., 2] * per_metre[:, None]
-    weight = batch.joints_weight * (batch.joints_weight[:, _KNUCKLE] * batch.has_root)[:, None]
+def depths_loss(out: Regressed, joints: Tensor, weight: Tensor, batch: TrainingBatch, size: int) -> Tensor:
+    """(B,) how far the points' depths are from true ones, both from the middle knuckle's and in halves of the crop.
+
+    Args:
+        out: of a head that gives depths.
+        joints: (B, 21, 3) m, the crops' camera frame.
+        weight: (B, 21).
+        batch: the crops.
+        size: px of the crops.
+    """
+    per_metre = 2 * batch.focal.mean(1) / (size * joints[:, 0, 2].clamp(min=_NEAREST_M))
+    z = joints[..., 2] * per_metre[:, None]
     error = (out.depths - (z - z[:, _KNUCKLE, None])).abs() * weight
     return error.sum(1) / weight.sum(1).clamp(min=1)
+
+
+def _known_depths(out: Regressed, batch: TrainingBatch, size: int) -> Tensor:
+    known = batch.joints_weight * (batch.joints_weight[:, _KNUCKLE] * batch.has_root)[:, None]
+    joints = batch.joints - batch.joints[:, :1] + batch.root[:, None]
+    return depths_loss(out, joints, known, batch, size)
 
 
 def _deviations(out: Regressed, root: Tensor, batch: TrainingBatch) -> Tensor:

@@ -327,3 +327,16 @@ def test_points_alone_teach_the_lifting_head_its_maps(full: ShardSource, pair: H
     assert line["loss_heat"] > 0 and line["loss_heading"] > 0
     moved = {name for name, p in run.learner.network.named_parameters() if not torch.equal(p, before[name])}
     assert any(name.startswith("upright.") for name in moved) and any(name.startswith("backbone.") for name in moved)
+    assert line["loss_depths"] == 0 and "head.depth" not in moved
+
+
+def test_depths_are_learned_from_fits(full: ShardSource, pair: HandPair, tmp_path: Path) -> None:
+    head = replace(NETWORK, head="lifting")
+    config = replace(TINY, steps=2, log_every=1, image=replace(TINY.image or ImageOptions(), network=head))
+    run = ImageLoop(tmp_path, bare(full), pair, replace(config, prior=replace(TINY.prior, every=0)))
+    before = {name: p.detach().clone() for name, p in run.learner.network.named_parameters()}
+    run.run()
+    run.close()
+    assert read_log(tmp_path)[0]["loss_depths"] > 0
+    moved = {name for name, p in run.learner.network.named_parameters() if not torch.equal(p, before[name])}
+    assert "head.depth" in moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -26,6 +27,7 @@ from handloop.bulk.shard_summary import RunSummary, ShardSummary, summarise
 from handloop.bulk.worker import Outcome, WorkOrder, attempts_folder
 from handloop.core.errors import InputError
 from handloop.core.results import save_npz, write_text
+from handloop.core.words import counted
 from handloop.fitting.problem import HandModels
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.formats.options import ReadOptions
@@ -45,6 +47,9 @@ _SHOWN = 20
 
 _WRITTEN = (".npz", ".parquet", ".json")
 """Kinds of files that a run writes beside each other."""
+
+_KEY = re.compile("[0-9a-f]{20}")
+"""How shards are named."""
 
 _SECONDS_BETWEEN_LINES = 30.0
 """How often a log file, which is no terminal, is told how far the run is."""
@@ -78,8 +83,8 @@ def run_bulk(command: FitCommand) -> int:
     _clear_traces(shards)
     missing = [shard for shard in plan.shards if ShardSummary.load(shards, shard.key) is None]
     console.print(
-        f"{plan.files} files in {len(plan.shards)} shards, {len(plan.shards) - len(missing)} of them done before; "
-        f"{plan.skipped} other files skipped."
+        f"{counted(plan.files, 'file')} in {counted(len(plan.shards), 'shard')}, "
+        f"{len(plan.shards) - len(missing)} done before; {counted(plan.skipped, 'file')} of other kinds skipped."
     )
     for note in (*plan.notes, *model_notes(models)):
         console.print(f"note: {note}", style="yellow", markup=False)
@@ -231,12 +236,17 @@ def _remove_others(shards: Path, index: ShardIndex, console: Console) -> None:
     """Remove shards of other inputs or settings, so that all files of the folder are the results of one run."""
     shutil.rmtree(attempts_folder(shards), ignore_errors=True)
     ours = {*index.keys, "run"}
-    others = [path for path in shards.iterdir() if path.stem not in ours and path.suffix in _WRITTEN]
+    # What bears no key of a shard is somebody else's.
+    others = [
+        path
+        for path in shards.iterdir()
+        if path.suffix in _WRITTEN and path.stem not in ours and _KEY.fullmatch(path.stem) is not None
+    ]
     for path in others:
         path.unlink(missing_ok=True)
     count = sum(path.suffix != ".json" for path in others)
     if count:
-        console.print(f"{count} shards of earlier inputs or settings were removed.")
+        console.print(f"removed: {counted(count, 'shard')} of earlier inputs or settings.")
 
 
 def _say_what_came_out(
@@ -253,9 +263,10 @@ def _say_what_came_out(
         console.print(
             f"{more} more problems are in {out / 'summary.json'} and in shards/*.json.", style="red", markup=False
         )
-    console.print(f"{run.fitted} of {run.hands} hands fitted; this run took {seconds:.1f} s.")
+    console.print(f"{run.fitted:,} of {counted(run.hands, 'hand')} fitted; this run took {seconds:.1f} s.")
     if run.doubtful:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in list(run.doubts.items())[:3])
         style = "red" if run.doubtful > run.fitted / 2 else "yellow"
-        console.print(f"{run.doubtful} of them are doubtful: {reasons}.", style=style, markup=False)
+        verb = "is" if run.doubtful == 1 else "are"
+        console.print(f"{run.doubtful:,} of them {verb} doubtful: {reasons}.", style=style, markup=False)
     console.print(f"results in {out}", markup=False)

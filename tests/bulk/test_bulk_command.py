@@ -164,17 +164,22 @@ def test_the_folder_of_shards_is_evaluated_and_exported(
     assert main(export) == 0 and "303 hands" in capsys.readouterr().err
 
 
-def test_a_run_with_nothing_to_do_takes_away_what_is_not_its_own(
+def test_a_run_with_nothing_to_do_takes_away_shards_of_earlier_ones(
     story: Story, many_hands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(story.out / "shards", tmp_path / "shards")
     before = shards_in(tmp_path)
-    stray = [tmp_path / "shards" / name for name in ("other.npz", "other.json", ".x.npz.partial-0")]
-    for path in stray:
+    earlier = "0123456789abcdef0123"
+    stray = [tmp_path / "shards" / name for name in (f"{earlier}.npz", f"{earlier}.json", ".x.npz.partial-0")]
+    mine = tmp_path / "shards" / "mine.npz"
+    for path in (*stray, mine):
         path.write_bytes(b"{}")
     args = ["fit", str(many_hands), "--out", str(tmp_path), "--engine", "ray", "--shard-hands", "12"]
     assert main([*args, "--merge", "no"]) == 1
-    assert "1 shards of earlier inputs or settings were removed" in capsys.readouterr().err
+    assert "removed: 1 shard of earlier inputs or settings" in capsys.readouterr().err
+    # What bears no shard's name is not this command's to remove.
+    assert mine.read_bytes() == b"{}"
+    mine.unlink()
     assert shards_in(tmp_path) == before and not any(path.exists() for path in stray)
     assert not (tmp_path / "results.npz").exists()
 

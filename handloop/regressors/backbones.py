@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -64,7 +65,7 @@ _NOT_THE_NETWORK = {
 """Entries of a configuration that say what it was trained for and where, or that a hand's network sets itself."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A picture to features."""
 
     channels: int
@@ -72,10 +73,10 @@ class Backbone(nn.Module):
     widths: tuple[int, ...]
     """Channels of the maps of `pyramid`."""
 
+    @abstractmethod
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) to maps of features, the finest first, each half as wide as the one before; the last is that of
         `forward`. A transformer has one."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, channels, h, w)."""

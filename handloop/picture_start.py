@@ -24,6 +24,7 @@ from handloop.hand.model import HandPair
 from handloop.loop.picture_source import MARGIN
 from handloop.regressors.base import CropBatch
 from handloop.regressors.image import FORMAT, ImageRegressor, read_description
+from handloop.synth.shard_index import is_sharded
 
 _CHUNK = 256
 """Pictures cropped at a time."""
@@ -42,6 +43,12 @@ class PictureStart:
         Raises:
             InputError: hands come without pictures, or the file of boxes cannot be used.
         """
+        for path in inputs:
+            if is_sharded(path):
+                raise InputError(
+                    f"{path} holds the tar files of `handloop synth`, which networks are trained with; to predict on "
+                    "rendered pictures, render them with --layout freihand."
+                )
         if self.boxes is not None:
             read, box = read_boxes(self.boxes, inputs, options)
         else:

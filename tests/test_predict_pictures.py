@@ -128,6 +128,9 @@ def test_what_cannot_be_done_is_said(
     np.savez(tmp_path / "hands.npz", keypoints_2d=np.random.default_rng(0).uniform(0, 99, (2, 21, 2)))
     with pytest.raises(InputError, match="2 hands come without a picture"):
         start.read([tmp_path / "hands.npz"], ReadOptions())
+    produce(Order(tmp_path / "tar", 1, PictureOptions(size=32), "embedded", workers=1))
+    with pytest.raises(InputError, match=r"holds the tar files of `handloop synth`.*--layout freihand"):
+        start.read([tmp_path / "tar"], ReadOptions())
     assert not is_image_weights(tmp_path / "gone.safetensors")
     assert embedded_hand().right.digest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -163,7 +164,7 @@ def summarise(shards: Iterable[ShardSummary]) -> RunSummary:
     errors: dict[str, Counter[str]] = {"rms_px": Counter(), "rms_relative": Counter(), "expected_error_mm": Counter()}
     problems: list[tuple[str, str]] = []
     not_fitted: list[tuple[str, str]] = []
-    notes: dict[str, int] = {}
+    notes: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
     for shard in shards:
         if texts and texts != shard.texts:
@@ -182,8 +183,8 @@ def summarise(shards: Iterable[ShardSummary]) -> RunSummary:
         problems += shard.problems[: LISTED - len(problems)]
         not_fitted += shard.not_fitted[: LISTED - len(not_fitted)]
         for note in shard.notes:
-            notes[note] = notes.get(note, 0) + 1
-    told = [_counted(note, times) for note, times in notes.items()]
+            notes.setdefault(_alike(note), []).append(note)
+    told = [_together(each) for each in notes.values()]
     entries: dict[str, object] = {
         **{name: counts[name] for name in ("hands", "fitted", "left")},
         "status": dict(status),
@@ -207,8 +208,17 @@ def summarise(shards: Iterable[ShardSummary]) -> RunSummary:
     )
 
 
-def _counted(note: str, times: int) -> str:
-    return note if times == 1 else f"{note} (in {times} shards)"
+def _alike(note: str) -> str:
+    """What notes have in common that differ by counts and by the file that they are about."""
+    return re.sub(r"[\d,.]+", "0", re.sub(r" \[[^\]]*\]$", "", note))
+
+
+def _together(notes: list[str]) -> str:
+    """One line for notes of as many shards: thousands of shards would otherwise say as many things."""
+    if len(notes) == 1:
+        return notes[0]
+    same = len(set(notes)) == 1
+    return f"{notes[0]} (in {len(notes)} shards)" if same else f"{notes[0]} (the like in {len(notes)} shards)"
 
 
 def _histogram(values: Tensor) -> dict[str, int]:

@@ -61,3 +61,16 @@ def test_shards_of_other_settings_are_not_added_up(
     first, second = summaries[0]
     with pytest.raises(FileFormatError, match="other settings"):
         summarise([first, replace(second, texts={**second.texts, "recipe": "fast"})])
+
+
+def test_notes_that_differ_by_counts_and_files_are_told_once(
+    summaries: tuple[list[ShardSummary], np.ndarray, Path],
+) -> None:
+    first, second = summaries[0]
+    notes = [["10 hands without a camera.", "no side. [a.npz]"], ["1,200 hands without a camera.", "no side. [b.npz]"]]
+    run = summarise([replace(first, notes=notes[0]), replace(second, notes=[*notes[1], "another."])])
+    assert run.notes == [
+        "10 hands without a camera. (the like in 2 shards)",
+        "no side. [a.npz] (the like in 2 shards)",
+        "another.",
+    ]

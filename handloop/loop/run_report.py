@@ -31,7 +31,10 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "weighted",
         tuple(
             (f"loss_{name}", name.replace("_", " "))
-            for name in ("points", "fingers", "rotations", "betas", "log_depth", "reprojection", "located")
+            for name in (
+                *("points", "fingers", "rotations", "betas", "log_depth", "reprojection", "located"),
+                *("heat", "heading", "depths"),
+            )
         ),
     ),
     (

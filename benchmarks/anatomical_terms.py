@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy import SEED, Case, fpha, ge2019
+from benchmarks.accuracy_cases import SEED, Case, real
 from handloop.api import fit
 from handloop.evaluation.alignment import similarity
 from handloop.fitting.recipes import Recipe
@@ -34,10 +34,10 @@ KERNELS = {
     "cauchy 3": Recipe(kernel="cauchy", robust=3.0),
 }
 CASES = {
-    "FPHA subject 3, layout from 3D of subjects 1, 2": TERMS,
-    "FPHA subject 3, layout from 3D, 2 px": TERMS,
+    "FPHA subject 3, layout from others' 3D": TERMS,
+    "FPHA subject 3, layout from others' 3D, 2 px": TERMS,
     "Ge 2019, layout from half": TERMS,
-    "FPHA subject 3, layout from 3D, 2 px, 5 % outliers": KERNELS,
+    "FPHA subject 3, layout from others' 3D, 2 px, 5 % outliers": KERNELS,
 }
 
 
@@ -65,9 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hands", type=int, default=400)
     options = parser.parse_args()
-    folder = Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data")) / "keypoints_3d"
+    folder = Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data"))
     print("| hands | recipe | PA mm | change, 95 % | > 20 mm % | root-relative mm |\n|---|---|---|---|---|---|")
-    for case in [*fpha(folder, options.hands), *ge2019(folder)]:
+    for case in real(folder, options.hands, (1, 2), (3,)):
         standard = None
         for name in CASES.get(case.name, {}):
             error = measure(case, name, standard)

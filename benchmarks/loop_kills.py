@@ -48,7 +48,8 @@ from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
 from handloop.loop.hand_data import HandData
 from handloop.loop.log import read_log
-from handloop.loop.train import CHECKPOINT, LoopTraining
+from handloop.loop.run import CHECKPOINT
+from handloop.loop.train import LoopTraining
 from handloop.loop.verify import verify
 from handloop.regressors.network import NetworkSize
 from handloop.synth.keypoints import KeypointSynth, SynthOptions

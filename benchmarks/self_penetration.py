@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.accuracy import Case, fpha, ge2019
+from benchmarks.accuracy_cases import Case, real
 from handloop.api import fit
 from handloop.core.results import FitResult
 from handloop.core.terms import AutoTerm
@@ -25,7 +25,7 @@ from handloop.evaluation.penetration import self_penetration
 from handloop.fitting.recipes import RECIPES, Recipe
 from handloop.hand.load import embedded_hand
 
-CASES = ("FPHA subject 3, layout from 3D of subjects 1, 2", "Ge 2019, layout from half")
+CASES = ("FPHA subject 3, layout from others' 3D", "Ge 2019, layout from half")
 
 
 def depths_mm(result: FitResult) -> torch.Tensor:
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--hands", type=int, default=400)
     parser.add_argument("--weights", type=float, nargs="+", default=[100.0])
     options = parser.parse_args()
-    folder = Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data")) / "keypoints_3d"
+    folder = Path(os.environ.get("HANDLOOP_REAL_DATA", "../shared/data"))
     base = RECIPES["default"]
     # A term that is always zero shows what leaving the fused engine costs by itself.
     nothing = AutoTerm("nothing", lambda posed: posed.points[:, :1, 0] * 0)
@@ -71,7 +71,7 @@ def main() -> None:
     columns = ("hands", "self-penetration", "cut %", "> 2 mm %", "> 4 mm %", "mean mm", "PA mm", "root-relative mm")
     print(f"| {' | '.join([*columns, 'rms % of box', 'steps', 'CPU ms per hand'])} |")
     print("|---" * (len(columns) + 3) + "|")
-    for case in (*fpha(folder, options.hands), *ge2019(folder)):
+    for case in real(folder, options.hands, (1, 2), (3,)):
         if case.name in CASES:
             rows = torch.arange(min(options.hands, len(case.points)))
             some = replace(

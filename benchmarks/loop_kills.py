@@ -43,6 +43,7 @@ from handloop.core.keypoints import Keypoints
 from handloop.core.rotations import so3_exp
 from handloop.hand.load import embedded_hand
 from handloop.loop import cache as cache_module
+from handloop.loop import run as run_module
 from handloop.loop import train as train_module
 from handloop.loop.cache import FitCache
 from handloop.loop.config import FitOptions, LoopConfig, PriorOptions
@@ -120,8 +121,8 @@ class Place:
             return outer
 
         vars(cache_module)["transaction"] = watched
-        vars(train_module)["save_checkpoint"] = marked(train_module.save_checkpoint, 1)
-        vars(train_module)["save_prior"] = marked(train_module.save_prior, 3)
+        vars(run_module)["save_checkpoint"] = marked(run_module.save_checkpoint, 1)
+        vars(run_module)["save_prior"] = marked(run_module.save_prior, 3)
 
 
 class Run:

@@ -6,6 +6,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+# Found before any folder named handloop that a script happens to lie beside, such as this clone.
+EDITABLE := --config-settings editable_mode=compat -e
 
 .PHONY: demo test lint bench clean
 
@@ -13,13 +15,13 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "handloop needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) -e .
+	$(PIP) $(EDITABLE) .
 	# Compiles the fit into the user's cache, which would otherwise happen at the first fit.
 	$(BIN)/handloop doctor > /dev/null
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(PIP) -e '.[test]'
+	$(PIP) $(EDITABLE) '.[test]'
 	touch $@
 
 demo: $(VENV)/installed

@@ -1,6 +1,6 @@
 """The parameters are smplx's: `smplx.MANO` makes the same mesh from results.npz.
 
-Needs the package smplx (`pip install 'handloop[smplx]'`). The hand is the embedded one, written as the file that smplx
+Needs the package smplx (`pip install smplx`). The hand is the embedded one, written as the file that smplx
 reads; with MANO's own file, name that in both places.
 """
 

@@ -31,7 +31,7 @@ def run_shards(
     try:
         import ray
     except ImportError as error:
-        raise InputError("--engine ray needs Ray; install it with: pip install 'handloop[ray]'.") from error
+        raise InputError("--engine ray needs Ray; install it with: pip install 'ray[data]'.") from error
     mine = not ray.is_initialized()
     if mine:
         _connect(workers, address)

@@ -109,5 +109,5 @@ def _pyarrow() -> pa:
     try:
         import pyarrow
     except ImportError as error:
-        raise InputError("Parquet files need pyarrow; install it with: pip install 'handloop[ray]'.") from error
+        raise InputError("Parquet files need pyarrow; install it with: pip install pyarrow.") from error
     return pyarrow

@@ -229,7 +229,6 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise InputError(
-            "this backbone needs the package transformers: pip install 'handloop[image]'; the backbone \"small\" does "
-            "without."
+            'this backbone needs the package transformers: pip install transformers; the backbone "small" does without.'
         ) from error
     return transformers

@@ -189,7 +189,7 @@ def test_without_ray_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["fit", str(many_hands), "--out", str(tmp_path), "--engine", "ray"]) == 2
-    assert "pip install 'handloop[ray]'" in capsys.readouterr().err
+    assert "pip install 'ray[data]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

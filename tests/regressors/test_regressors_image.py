@@ -175,7 +175,7 @@ def test_torchvision_and_timm_are_never_imported() -> None:
 
 def test_a_missing_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"pip install 'handloop\[image\]'"):
+    with pytest.raises(InputError, match=r"pip install transformers"):
         build_backbone(FAMILIES["vit"], 3, 64)
 
 

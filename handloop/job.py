@@ -106,7 +106,7 @@ def _run(command: KeypointCommand, recipe: Recipe, start: Path | Lifter | Pictur
             f"the folder {out} for the results cannot be made ({error.strerror}); name another."
         ) from error
     clear_earlier(out)
-    if device.type == "cpu":
+    if device.type == "cpu" and len(keypoints):
         from handloop.compiler import ensure_compiled
 
         ensure_compiled()

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from handloop._version import __version__
 from handloop.api import hand_lengths, hand_models
 from handloop.bulk.plan import Plan, Shard, make_plan
-from handloop.bulk.pool import run_shards
+from handloop.bulk.pool import require_ray, run_shards
 from handloop.bulk.shard_summary import RunSummary, ShardSummary, summarise
 from handloop.bulk.worker import Outcome, WorkOrder, attempts_folder
 from handloop.core.errors import InputError
@@ -124,8 +124,9 @@ def _check(command: FitCommand) -> None:
     """Refuse what a bulk run has no place for.
 
     Raises:
-        InputError: no inputs, or such an option.
+        InputError: no inputs, such an option, or no Ray.
     """
+    require_ray()
     if not command.inputs:
         raise InputError("no input was given; name keypoint files, folders, or a text file with one path per line.")
     if command.start is not None or command.save:

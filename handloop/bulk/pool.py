@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,9 @@ def run_shards(
     Raises:
         InputError: Ray is not installed, the cluster cannot be reached, or a machine cannot take part.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("--engine ray needs Ray; install it with: pip install 'ray[data]'.") from error
+    require_ray()
+    import ray
+
     mine = not ray.is_initialized()
     if mine:
         _connect(workers, address)
@@ -55,6 +55,12 @@ def run_shards(
     finally:
         if mine:
             ray.shutdown()
+
+
+def require_ray() -> None:
+    """Raise InputError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("--engine ray needs Ray; install it with: pip install 'ray[data]'.")
 
 
 def _connect(workers: int | None, address: str | None) -> None:

@@ -72,8 +72,6 @@ class LayoutFrom2d:
     """Why, in a sentence; "" where it was accepted."""
     energy: tuple[float, ...]
     """Mean energy of the better hands after each round, the first under the identity."""
-    offsets_sd_mm: Tensor
-    """(21, 3) mm, standard deviation of the offsets given the hands' views."""
 
 
 def learn_from_keypoints(
@@ -108,10 +106,9 @@ def learn_from_keypoints(
     model = FitModel.of(hand, torch.float64, "cpu", layout)
     state, energy = _search(model, seen, recipe)
     history = [_mean_of_better(energy)]
-    sd = torch.full((21, 3), 1000 * _PALM_SIGMA_M, dtype=torch.float64)
     reach = _REACH_M
     for round_ in range(1, max_rounds + 1):
-        trial, trial_sd = _update(model, layout, seen, recipe, state, energy, reach)
+        trial = _update(model, layout, seen, recipe, state, energy, reach)
         trial_model = FitModel.of(hand, torch.float64, "cpu", trial)
         # Now and then hands may leave modes that only a wrong layout made attractive.
         if round_ % 4 == 0:
@@ -125,7 +122,7 @@ def learn_from_keypoints(
             if reach < _REACH_M / 20:
                 break
             continue
-        layout, sd, model, state, energy = trial, trial_sd, trial_model, trial_state, trial_energy
+        layout, model, state, energy = trial, trial_model, trial_state, trial_energy
         history.append(mean)
         if progress is not None:
             progress(round_, mean)
@@ -139,7 +136,7 @@ def learn_from_keypoints(
             "to the views at hand instead of describing the source. Give hands of more people, poses and views, or "
             "some 3D."
         )
-    return LayoutFrom2d(KeypointLayout.identity() if refused else layout, refused, tuple(history), 1000 * sd)
+    return LayoutFrom2d(KeypointLayout.identity() if refused else layout, refused, tuple(history))
 
 
 def _search(model: FitModel, seen: Observations, recipe: Recipe) -> tuple[HandState, Tensor]:
@@ -161,8 +158,8 @@ def _update(
     state: HandState,
     energy: Tensor,
     reach: float,
-) -> tuple[KeypointLayout, Tensor]:
-    """One Gauss-Newton step on the 63 offsets, by at most `reach` m; also their standard deviations (21, 3) m."""
+) -> KeypointLayout:
+    """One Gauss-Newton step on the 63 offsets, by at most `reach` m."""
     limit = energy.sort().values[int(len(energy) * (1 - _WORST))]
     information = torch.zeros(63, 63, dtype=torch.float64)
     pull = torch.zeros(63, dtype=torch.float64)
@@ -179,11 +176,10 @@ def _update(
     information, pull = share * information + torch.diag(precision), share * pull + precision * now
     step = torch.linalg.solve(information, -pull)
     step = step * min(1.0, reach / float(step.abs().max()))
-    sd = torch.linalg.inv(information).diagonal().sqrt().reshape(21, 3)
     offsets = (now + step).reshape(21, 3)
     rest = model.plain.rest_points()
     offsets = offsets - rest * ((offsets * rest).sum() / rest.square().sum())
-    return replace(layout, offsets=offsets), sd
+    return replace(layout, offsets=offsets)
 
 
 def _reduced(model: FitModel, seen: Observations, recipe: Recipe, state: HandState) -> tuple[Tensor, Tensor]:

@@ -190,6 +190,7 @@ def test_without_ray_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["fit", str(many_hands), "--out", str(tmp_path), "--engine", "ray"]) == 2
     assert "pip install 'ray[data]'" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir()), "before it has looked at the files"
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,11 @@ from handloop.hand.load import embedded_hand
 from handloop.loop.cached_fits import CachedFits
 from handloop.loop.config import PRESETS, LoopConfig, PriorOptions
 from handloop.loop.image_loop import ImageLoop
+from handloop.loop.image_measure import measure
 from handloop.loop.joined_pictures import RelabelledPictures
 from handloop.loop.picture_batches import STILL, BatchOptions, PictureBatches
 from handloop.loop.picture_source import MARGIN, KnownPictures, LabelledHands, ShardSource
-from handloop.loop.train_image import measure, new_network
+from handloop.loop.train_image import new_network
 from handloop.losses.biomechanical import BiomechanicalWeights
 from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image import ImageRegressor

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -19,7 +21,7 @@ from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
 from handloop.loop.image_presets import PRESETS, with_network
 from handloop.loop.picture_source import PictureSource, open_source
-from handloop.loop.ranks import refuse_several
+from handloop.loop.ranks import Ranks
 from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions
 from handloop.regressors.backbones import NAMED, BackboneOptions, pretrained_backbone
 from handloop.regressors.image import ImageRegressor
@@ -35,30 +37,36 @@ _LOG_EVERY = 50
 
 def run_train_image(command: TrainImage) -> int:
     """Train, calibrate, write; returns the exit status."""
-    refuse_several("handloop train image")
     if command.out.suffix != ".safetensors":
         raise InputError(f"--out is {command.out}, expected a name that ends in .safetensors.")
     if not 0 <= command.workers <= 256:
         raise InputError(f"{command.workers} workers were asked for, expected 0 to 256.")
-    console = Console(stderr=True, highlight=False)
+    ranks = Ranks.from_environment()
+    device = pick_device(command.device)
+    if device.type == "cuda" and ranks.n > 1:
+        device = torch.device("cuda", ranks.local_rank)
+    console = Console(stderr=True, highlight=False, quiet=not ranks.first)
     pair = load_hand(command.mano)
     backbone, pretrained = _backbone(command.backbone)
     options = _options(command, backbone)
     with console.status("reading labels"):
         source = _source(command, pair)
-    training = ImageTraining(pair, source, options, pick_device(command.device), pretrained)
+    training = ImageTraining(pair, source, options, device, pretrained, ranks)
     _say_what_is_trained(console, training, source)
     checkpoint = checkpoint_of(command)
     command.out.parent.mkdir(parents=True, exist_ok=True)
     if command.resume and checkpoint.is_file():
         training.resume(checkpoint)
         console.print(f"going on from step {training.step} of {options.steps}.")
+    ranks.agree("step to go on from", str(training.step), "put --out on a disk that all machines share")
     started = time.monotonic()
-    log = command.out.with_suffix(".jsonl")
+    log = command.out.with_suffix(".jsonl") if ranks.first else Path(os.devnull)
     with open(log, "a" if training.step else "w", encoding="utf-8") as file:
         regressor = _train(training, checkpoint, command.workers, file, console)
-    regressor.save(command.out)
-    checkpoint.unlink(missing_ok=True)
+    if ranks.first:
+        regressor.save(command.out)
+        checkpoint.unlink(missing_ok=True)
+    ranks.close()
     console.print(
         f"trained for {pair.right.name} in {(time.monotonic() - started) / 60:.1f} min; written to {command.out}, its "
         f"log to {log}. Use it with: handloop predict PICTURES --weights {command.out} --out OUT",
@@ -100,8 +108,9 @@ def _options(command: TrainImage, backbone: BackboneOptions | None) -> ImageTrai
 def _say_what_is_trained(console: Console, training: ImageTraining, source: PictureSource) -> None:
     weights = sum(p.numel() for p in training.network.parameters())
     hands = "pictures rendered on the fly" if source.count is None else f"{source.count:,} hands"
+    together = "" if training.ranks.n == 1 else f" and {training.ranks.n} processes"
     console.print(
-        f"a network of {weights / 1e6:.1f} million weights on {training.device.type}, {hands}, "
+        f"a network of {weights / 1e6:.1f} million weights on {training.device.type}{together}, {hands}, "
         f"{training.options.held_out} of them held out."
     )
 

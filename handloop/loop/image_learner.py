@@ -8,12 +8,13 @@ from handloop.core.errors import InputError
 from handloop.hand.model import HandPair
 from handloop.loop.config import ImageOptions, LoopConfig
 from handloop.loop.image_losses import depths_loss, heading_loss, heat_loss, located_loss
+from handloop.loop.image_measure import regress
 from handloop.loop.learner import Learner
 from handloop.loop.loop_loss import Counts
 from handloop.loop.picture_batches import TrainingBatch
 from handloop.loop.ranks import Ranks
 from handloop.loop.supervise import Supervision
-from handloop.loop.train_image import new_network, regress
+from handloop.loop.train_image import new_network
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
 from handloop.regressors.image import ImageRegressor
 from handloop.regressors.image_network import ImageNetwork, Regressed

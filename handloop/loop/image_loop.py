@@ -20,13 +20,13 @@ from handloop.loop.batches import proposal_of, without_labels
 from handloop.loop.config import LoopConfig
 from handloop.loop.hand_data import HandData
 from handloop.loop.image_learner import ImageLearner
+from handloop.loop.image_measure import calibrate
 from handloop.loop.loop_pictures import LoopPictures, SeenHands, turned, turned_labels, with_parameters
 from handloop.loop.memory import FitMemory
 from handloop.loop.picture_batches import BatchOptions, PictureBatches, in_processes
 from handloop.loop.picture_source import KnownPictures
 from handloop.loop.run import LoopRun, Progress
 from handloop.loop.schedule import Clock
-from handloop.loop.train_image import calibrate
 from handloop.priors.biomechanical_limits import BiomechanicalLimits
 from handloop.priors.mixture import PosePriorModel
 from handloop.regressors.image import ImageRegressor

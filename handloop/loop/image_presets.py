@@ -20,12 +20,16 @@ _SPIN = ImageTrainOptions(
 
 PRESETS: dict[str, ImageTrainOptions] = {
     "small": ImageTrainOptions(
-        steps=14_000,
-        batch=48,
+        steps=4_000,
+        batch=192,
         learning_rate=2e-3,
+        kernel_rate=0.05,
+        looks=2,
+        heading_first=0.18,
+        ema=0.996,
         rising=0.05,
-        network=ImageNetworkOptions(head="lifting", width=64),
-        weights=ImageLossWeights(fingers=3.0),
+        network=ImageNetworkOptions(BackboneOptions(width=40, stages=3), "lifting", width=64, upright=72),
+        weights=ImageLossWeights(fingers=3.0, heat=1.0, located=3.0),
         # Rendered hands turn every way in the picture, and so do hands seen from a head.
         augment=AugmentOptions(rotation_deg=180, scale=0.12, shift=0.04, flip="to-right", occlusion=0.1),
     ),

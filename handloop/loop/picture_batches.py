@@ -32,6 +32,8 @@ MASK_PIXELS = 128
 """Sampled pixels of a mask."""
 STILL = AugmentOptions(rotation_deg=0, scale=0, shift=0, flip="to-right", colour=0)
 """No random changes; left hands are mirrored."""
+_APART = 8
+"""Batches that pass before their crops come again."""
 HELD_OUT_FROM = 90_000_000
 """A source without end holds out the pictures from this number on."""
 
@@ -82,6 +84,10 @@ class TrainingBatch:
         """Of the crops."""
         return Camera(self.focal, self.princpt)
 
+    def rows(self, index: Tensor) -> TrainingBatch:
+        """Some of the hands."""
+        return TrainingBatch(*(getattr(self, f.name)[index] for f in fields(self)))
+
     def to(self, device: torch.device) -> TrainingBatch:
         """On another device."""
         return TrainingBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
@@ -107,6 +113,9 @@ class BatchOptions:
     """Share of those points that go missing."""
     held_out: int = 0
     """Hands at the end of the source that are never trained on."""
+    rank: int = 0
+    """Of the process that the batches are for, among `ranks`, each of which has batches of its own."""
+    ranks: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +138,13 @@ class PictureBatches:
         return None if self.source.count is None else self.source.count - self.options.held_out
 
     def __getitem__(self, step: int) -> TrainingBatch:
-        """Batch number `step`."""
+        """Batch number `step` of this process."""
         o = self.options
-        places = range(step * o.batch, (step + 1) * o.batch)
+        number = step * o.ranks + o.rank
+        places = range(number * o.batch, (number + 1) * o.batch)
         n = self.trained_on()
         numbers = list(places) if n is None else [int(_order(n, o.seed, p // n)[p % n]) for p in places]
-        generator = torch.Generator().manual_seed((o.seed * 1_000_003 + step) % 2**63)
+        generator = torch.Generator().manual_seed((o.seed * 1_000_003 + number) % 2**63)
         return self.augmented(numbers, o.augment, generator)[0]
 
     def held_out(self) -> Iterator[TrainingBatch]:
@@ -261,6 +271,40 @@ def in_processes(batches: Numbered[Made], steps: range, workers: int) -> Iterato
         raise HandloopError(
             "a process died while it prepared pictures, perhaps for lack of memory; go on with fewer workers."
         ) from error
+
+
+def looked_at_again(batches: PictureBatches, steps: range, looks: int, workers: int) -> Iterator[TrainingBatch]:
+    """As `in_processes`, but every crop is in the batches of `looks` steps.
+
+    The crops of `_APART` batches pass before they come again, in another order. What a step sees depends on its
+    number alone.
+
+    Raises:
+        HandloopError: as `in_processes`.
+    """
+    if looks == 1:
+        yield from in_processes(batches, steps, workers)
+        return
+    block = _APART * looks
+    first, size = steps.start - steps.start % block, batches.options.batch
+    made = in_processes(batches, range(first // looks, -(-steps.stop // block) * _APART), workers)
+    known: list[TrainingBatch] = []
+    for step in range(first, steps.stop):
+        turn, place = divmod(step % block, _APART)
+        if turn == 0:
+            known = [*known[:place], next(made)]
+            batch = known[place]
+        else:
+            if turn == 1 and place == 0:
+                pool = _joined(known)
+            order = _order(_APART * size, batches.options.seed, step // _APART)
+            batch = pool.rows(torch.from_numpy(order[place * size : (place + 1) * size]))
+        if step in steps:
+            yield batch
+
+
+def _joined(batches: Sequence[TrainingBatch]) -> TrainingBatch:
+    return TrainingBatch(*(torch.cat([getattr(b, f.name) for b in batches]) for f in fields(TrainingBatch)))
 
 
 @dataclass(frozen=True, eq=False)

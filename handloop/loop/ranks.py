@@ -108,14 +108,19 @@ class Ranks:
         for weight in trained:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        gradients = [weight.grad for weight in trained if weight.grad is not None]
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), value.detach().reshape(1)])
+        total = value.detach().clone()
+        self.add_up([*(weight.grad for weight in trained if weight.grad is not None), total])
+        return total
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one type by their sums over the ranks, in one message and the same bits on every rank."""
+        if self.n == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         with self._talking():
             dist.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients] + [1])
-        for gradient, part in zip(gradients, parts, strict=False):
-            gradient.copy_(part.view_as(gradient))
-        return flat[-1]
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def texts(self, text: str) -> list[str]:
         """Every rank's text, in their order."""

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from handloop.core.augmentation import AugmentOptions
 from handloop.core.errors import FileFormatError, InputError
 from handloop.core.rotations import matrix_to_6d, so3_exp
-from handloop.evaluation.alignment import similarity
 from handloop.hand.model import HandPair
-from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
+from handloop.loop.image_losses import ImageLoss, ImageLossWeights
+from handloop.loop.image_measure import Measured, calibrate, measure, regress
 from handloop.loop.image_rates import groups_of
-from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, in_processes
+from handloop.loop.muon import Muon
+from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, looked_at_again
 from handloop.loop.picture_source import PictureSource
-from handloop.losses.deviations import in_deviations
+from handloop.loop.ranks import Ranks
 from handloop.priors.gaussian import GaussianPosePrior
 from handloop.regressors.backbones import load_pretrained
 from handloop.regressors.image import ImageRegressor
-from handloop.regressors.image_network import N_SD, ImageNetwork, ImageNetworkOptions, Regressed, heatmaps_of
+from handloop.regressors.image_network import ImageNetwork, ImageNetworkOptions
 from handloop.regressors.lifter import Lifter
 from handloop.regressors.lifting_head import LiftingHead
 
@@ -34,8 +34,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _CHECKPOINT = "handloop image training 1"
 _AUGMENT = AugmentOptions(scale=0.2, shift=0.05, flip="to-right", occlusion=0.2)
-_LEAST_CALIBRATION = 100
-"""Hands from which a scale of the deviations can be told."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,13 @@ class ImageTrainOptions:
     rising: float = 0.1
     """Share of the steps in which it rises."""
     heading_first: float = 0.2
-    """Share of the steps, cheap ones, in which a head that turns crops learns nothing but where the fingers point."""
+    """Share of the steps, cheap ones, in which a head that turns crops learns nothing but where the fingers point;
+    it then knows."""
+    kernel_rate: float = 0.0
+    """The highest learning rate of the kernels of convolutions, whose steps are then orthogonalised (`loop.muon`);
+    0 for AdamW."""
+    looks: int = 1
+    """Steps that see a crop, some steps apart and in other company: crops cost time to prepare."""
     weight_decay: float = 0.01
     ema: float = 0.998
     """Decay of the averaged weights, which are the ones that are kept."""
@@ -72,20 +76,13 @@ class ImageTrainOptions:
                 f"{self.steps} steps of {self.batch} hands, {self.held_out} of them held out and measured every "
                 f"{self.measure_every} steps, were asked for; expected at least 1 step of 2 hands."
             )
+        if self.kernel_rate < 0 or self.looks < 1:
+            raise InputError(
+                f"kernels were given the learning rate {self.kernel_rate} and crops {self.looks} looks, expected at "
+                "least 0 and 1."
+            )
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise InputError(f"the precision {self.precision!r} is unknown, expected auto, fp32, bf16 or fp16.")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How good a network is on hands it was not trained on."""
-
-    step: int
-    hands: int
-    pa_mm: float
-    """Mean error of the points after similarity alignment."""
-    root_mm: float
-    """The same relative to the wrist."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +112,7 @@ class ImageTraining:
         options: ImageTrainOptions,
         device: torch.device | None = None,
         pretrained: Mapping[str, Tensor] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Start.
 
@@ -124,19 +122,27 @@ class ImageTraining:
             options: how.
             device: where the network runs; None for the CPU.
             pretrained: the backbone's weights (`backbones.pretrained_backbone`); None for random ones.
+            ranks: the processes that share each batch; None for this one alone.
 
         Raises:
-            InputError: the source holds too few hands.
+            InputError: the source holds too few hands, or a batch cannot be shared evenly.
         """
         self.pair, self.options, self.step = pair, options, 0
+        self.ranks = Ranks.alone() if ranks is None else ranks
+        share, left = divmod(options.batch, self.ranks.n)
+        if left or share < 2:
+            raise InputError(
+                f"a batch of {options.batch} hands cannot be shared among {self.ranks.n} processes; give a multiple of "
+                f"{self.ranks.n}, at least {2 * self.ranks.n}."
+            )
         self.device = torch.device("cpu") if device is None else device
         net = options.network
         self.batches = PictureBatches.of(
             source,
             pair,
             BatchOptions(
-                net.size, options.batch, options.seed, options.augment, options.weights.mask > 0,
-                held_out=options.held_out,
+                net.size, share, options.seed, options.augment, options.weights.mask > 0,
+                held_out=options.held_out, rank=self.ranks.rank, ranks=self.ranks.n,
             ),
         )  # fmt: skip
         n = self.batches.trained_on()
@@ -155,8 +161,10 @@ class ImageTraining:
         )
         turns = isinstance(self.network.head, LiftingHead)
         self.alone = int(options.heading_first * options.steps) if turns else 0
-        groups, rates = groups_of(self.network, options.weight_decay, self.alone, options.steps, options.rising)
-        self.optimiser = torch.optim.AdamW(groups, lr=options.learning_rate)
+        groups, rates = groups_of(
+            self.network, options.weight_decay, self.alone, options.steps, options.rising, options.kernel_rate
+        )
+        self.optimiser = Muon(groups, options.learning_rate, ranks=self.ranks)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rates)
         self.dtype = _dtype(options.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -167,7 +175,7 @@ class ImageTraining:
         progress: Callable[[ImageProgress], None] | None = None,
         workers: int = 0,
     ) -> ImageRegressor:
-        """Train to the end and calibrate.
+        """Train to the end and calibrate. Of several processes, the first alone writes, measures and calibrates.
 
         Args:
             checkpoint: a file to write every `measure_every` steps.
@@ -178,13 +186,15 @@ class ImageTraining:
         for batch in self._coming(workers):
             parts = self._one_step(batch.to(self.device))
             due = self.step % o.measure_every == 0 or self.step == o.steps
-            if due and checkpoint is not None:
+            if due:
+                self._settle()
+            if due and checkpoint is not None and self.ranks.first:
                 self.save(checkpoint)
-            measured = self.measure() if due and o.held_out else None
+            measured = self.measure() if due and o.held_out and self.ranks.first else None
             if progress is not None:
                 progress(ImageProgress(self.step, o.steps, parts, measured))
         network = self.averaged()
-        if o.held_out and o.weights.deviations:
+        if o.held_out and o.weights.deviations and self.ranks.first:
             calibrate(network, self.batches.held_out())
         return ImageRegressor.of(network, self.pair.right)
 
@@ -199,23 +209,27 @@ class ImageTraining:
         return measure(self.averaged(), self.batches, self.step)
 
     def _coming(self, workers: int) -> Iterator[TrainingBatch]:
-        return in_processes(self.batches, range(self.step, self.options.steps), workers)
+        return looked_at_again(self.batches, range(self.step, self.options.steps), self.options.looks, workers)
 
     def _one_step(self, batch: TrainingBatch) -> dict[str, float]:
         o = self.options
         devices = [self.device] if self.device.type == "cuda" else []
         self.network.train()
+        if 0 < self.alone <= self.step:
+            self.network.upright.requires_grad_(False).eval()
         # Whatever a backbone draws is decided by the step, so that a resumed training draws the same.
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((o.seed + 7919 * self.step) % 2**63)
+            torch.manual_seed((o.seed + 7919 * self.step + 104_729 * self.ranks.rank) % 2**63)
             parts = self._parts(batch)
             total = torch.stack(list(parts.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
-            self.scaler.scale(total).backward()
+            self.scaler.scale(total / self.ranks.n).backward()
+        self.ranks.add_gradients([p for p in self.network.parameters() if p.grad is not None], total)
         self.scaler.unscale_(self.optimiser)
         # Parts of the network with losses of their own scale do not slow each other down.
         for group in self.optimiser.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+            if not group["orthogonal"]:
+                torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.step + 1 < o.steps:
@@ -223,6 +237,20 @@ class ImageTraining:
         self.mean.update_parameters(self.network)
         self.step += 1
         return {name: float(value.detach()) for name, value in parts.items()}
+
+    def _settle(self) -> None:
+        """Norms count what their own process sees; from here on, all have the mean of it."""
+        norms = [
+            running
+            for network in (self.network, self.mean.module)
+            for module in network.modules()
+            if isinstance(module, nn.BatchNorm2d)
+            for running in (module.running_mean, module.running_var)
+            if running is not None
+        ]
+        self.ranks.add_up(norms)
+        for running in norms if self.ranks.n > 1 else ():
+            running /= self.ranks.n
 
     def _parts(self, batch: TrainingBatch) -> dict[str, Tensor]:
         o = self.options
@@ -282,51 +310,6 @@ class ImageTraining:
         self.schedule.load_state_dict(data["schedule"])
         self.scaler.load_state_dict(data["scaler"])
         self.step = int(data["step"])
-
-
-def regress(network: ImageNetwork, batch: TrainingBatch) -> Regressed:
-    """The network's answer to a batch, with heat-maps where it takes them."""
-    size = network.options.size
-    maps = heatmaps_of(batch.shown, batch.shown_conf, size) if network.options.heatmaps else None
-    answer: Regressed = network(batch.crops, batch.camera(), maps)
-    return answer
-
-
-def measure(network: ImageNetwork, batches: PictureBatches, step: int = 0) -> Measured:
-    """A network on the hands that are held out and whose joints are all known; NaN where there are none."""
-    aligned, shifted = [], []
-    for batch in batches.held_out():
-        whole = (batch.joints_weight > 0).all(1)
-        with torch.inference_mode():
-            out = regress(network, batch.to(network.usual.device))
-        rotations, betas = out.rotations.double().cpu()[whole], out.betas.double().cpu()[whole]
-        points = batches.right.points(rotations, betas, torch.zeros_like(betas[:, :3]))
-        truth = batch.joints[whole].double()
-        aligned.append((similarity(points, truth).apply(points) - truth).norm(dim=2).mean(1))
-        shifted.append(((points - points[:, :1]) - (truth - truth[:, :1])).norm(dim=2).mean(1))
-    pa, root = torch.cat(aligned), torch.cat(shifted)
-    return Measured(step, len(pa), 1000 * float(pa.mean()), 1000 * float(root.mean()))
-
-
-def calibrate(network: ImageNetwork, held_out: Iterable[TrainingBatch]) -> None:
-    """Scale each standard deviation so that 68.3 % of the errors on the hands held out lie within it.
-
-    With too few such hands, or where the deviations were not trained, the network has no opinion (NaN).
-    """
-    found: list[list[Tensor]] = [[] for _ in range(N_SD)]
-    for batch in held_out:
-        there = batch.to(network.usual.device)
-        with torch.inference_mode():
-            out = regress(network, there)
-            errors = errors_of(out, out.root(there.camera(), network.options.size), there)
-        valid = there.has_params & there.has_root
-        for group, error in enumerate(in_deviations(errors, out.log_sd)):
-            found[group].append(error[valid].abs().flatten().cpu())
-    if sum(map(len, found[10])) // 3 < _LEAST_CALIBRATION:
-        return
-    one_sigma = math.erf(math.sqrt(0.5))
-    scale = torch.stack([torch.cat(errors).quantile(one_sigma) for errors in found])
-    network.log_sd_scale.copy_(scale.clamp(min=1e-3).log())
 
 
 def new_network(options: ImageNetworkOptions, pair: HandPair, seed: int) -> ImageNetwork:

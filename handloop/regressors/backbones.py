@@ -32,6 +32,9 @@ class BackboneOptions:
     """"small" is built in; the others are transformers' (extra `image`)."""
     width: int = 32
     """Channels of the built-in network's first stage, 64 as in ResNet-18; each later stage has twice as many."""
+    stages: int = 4
+    """Of the built-in network, each with maps half as wide as those of the one before, the first a quarter of the
+    picture. Of small pictures the fourth sees next to nothing."""
     config: Mapping[str, object] = field(default_factory=dict)
     """Entries of transformers' configuration of this family that differ from its defaults."""
 
@@ -40,6 +43,8 @@ class BackboneOptions:
             raise InputError(f"the backbone {self.family!r} is unknown, expected one of {', '.join(FAMILIES)}.")
         if self.width < 1:
             raise InputError(f"a backbone {self.width} channels wide was asked for, expected at least 1.")
+        if not 1 <= self.stages <= 6:
+            raise InputError(f"a backbone of {self.stages} stages was asked for, expected 1 to 6.")
 
 
 RESNET18 = BackboneOptions(
@@ -95,7 +100,7 @@ def build_backbone(options: BackboneOptions, inputs: int, size: int) -> Backbone
         InputError: transformers is needed and missing, or it refuses the configuration.
     """
     if options.family == "small":
-        return SmallResNet(options.width, inputs)
+        return SmallResNet(options.width, inputs, options.stages)
     return TransformersBackbone(options, inputs, size)
 
 
@@ -148,14 +153,21 @@ def load_pretrained(backbone: Backbone, weights: Mapping[str, Tensor]) -> None:
 
 
 class SmallResNet(Backbone):
-    """ResNet-18 (He et al. 2016) with a width of choice."""
+    """ResNet-18 (He et al. 2016) with a width and a number of stages of choice."""
 
-    def __init__(self, width: int, inputs: int) -> None:
+    def __init__(self, width: int, inputs: int, stages: int = 4, large_entry: bool = False) -> None:
+        """Untrained.
+
+        Args:
+            width: channels of the first stage.
+            inputs: channels of the pictures.
+            stages: each with maps half as wide as those of the one before.
+            large_entry: a convolution of 7 x 7 and a maximum, as in ResNet-18, in place of two small convolutions (He
+                et al. 2019), which see fingers a few pixels wide better and how a hand as a whole lies worse.
+        """
         super().__init__()
-        self.enter = nn.Sequential(
-            nn.Conv2d(inputs, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        )
-        sizes = [width, width, 2 * width, 4 * width, 8 * width]
+        self.enter = _large_entry(inputs, width) if large_entry else _small_entry(inputs, width)
+        sizes = [width, *(width * 2**stage for stage in range(stages))]
         blocks = []
         for before, after in pairwise(sizes):
             blocks += [_Block(before, after, 1 if before == after else 2), _Block(after, after, 1)]
@@ -167,7 +179,7 @@ class SmallResNet(Backbone):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
-        """See `Backbone.pyramid`; h = H / 4, H / 8, H / 16, H / 32."""
+        """See `Backbone.pyramid`; h = H / 4 in the first stage, half as much in each further one."""
         x = self.enter(x.contiguous(memory_format=torch.channels_last))
         maps = []
         for number, block in enumerate(self.blocks):
@@ -175,6 +187,20 @@ class SmallResNet(Backbone):
             if number % 2:
                 maps.append(x)
         return maps
+
+
+def _small_entry(inputs: int, width: int) -> nn.Sequential:
+    half = max(1, width // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, half, 3, 2, 1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+        nn.Conv2d(half, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+    )  # fmt: skip
+
+
+def _large_entry(inputs: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    )
 
 
 class _Block(nn.Module):

@@ -21,8 +21,11 @@ from handloop.regressors.view import upward
 
 _PER_POINT = 16
 """Numbers that the features at a point are condensed to."""
-_WIDER = 1.1
-"""Side of the turned crop over that of the crop: a hand across its corners still fits."""
+_PLACES = 16
+"""Cells of what is learned of places, along a side."""
+_WIDER = 0.85
+"""Side of the turned crop over that of the crop, whose margin a turned hand needs less: larger hands are worth more
+than the last tips of those that lie across the corners."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class Upright(nn.Module):
         """`size`: side of the turned crops, px."""
         super().__init__()
         self.size = size
-        self.backbone = SmallResNet(16, 3)
+        self.backbone = SmallResNet(16, 3, large_entry=True)
         self.heading = nn.Linear(self.backbone.channels, 2)
 
     def forward(self, x: Tensor) -> Turned:
@@ -91,14 +94,19 @@ class Pyramid(nn.Module):
         """`widths`: channels of the maps that come in; `width`: of the one that goes out."""
         super().__init__()
         self.sides = nn.ModuleList(nn.Conv2d(each, width, 1) for each in widths)
-        self.mix = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        # In turned crops each finger has its usual place.
+        self.place = nn.Parameter(torch.zeros(1, width, _PLACES, _PLACES))
+        self.mix = nn.Sequential()
+        for _ in range(2):
+            self.mix.extend([nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps, the finest first, to (B, width, h, w) of the finest."""
         x: Tensor = self.sides[-1](maps[-1])
         for side, finer in zip(reversed(self.sides[:-1]), reversed(maps[:-1]), strict=True):
             x = side(finer) + nn.functional.interpolate(x, size=finer.shape[2:], mode="nearest")
-        out: Tensor = self.mix(x)
+        place = nn.functional.interpolate(self.place, size=x.shape[2:], mode="bilinear")
+        out: Tensor = self.mix(x + place.to(x))
         return out
 
 

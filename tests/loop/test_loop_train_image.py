@@ -13,12 +13,13 @@ import torch
 from handloop.core.augmentation import AugmentOptions
 from handloop.core.errors import FileFormatError, InputError
 from handloop.hand.load import embedded_hand
-from handloop.loop import train_image
+from handloop.loop import image_measure
 from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
+from handloop.loop.image_measure import Measured, regress
 from handloop.loop.image_presets import PRESETS, with_network
-from handloop.loop.picture_batches import TrainingBatch
+from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, looked_at_again
 from handloop.loop.picture_source import PictureSource, open_source
-from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions, Measured, regress
+from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions
 from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image_heads import TAUGHT_SD
 from handloop.regressors.image_network import ImageNetworkOptions, Regressed
@@ -135,9 +136,56 @@ def test_the_direction_of_the_fingers_is_learned_first(source: PictureSource) ->
 
     training.run(None, look)
     assert set(seen[1].parts) == {"heading"} and {"heat", "located", "depths", "points"} < set(seen[2].parts)
+    assert not any(p.requires_grad for p in training.network.upright.parameters()), "it is known by now"
 
 
-def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path) -> None:
+def test_kernels_may_take_orthogonal_steps(source: PictureSource) -> None:
+    """Those of the features do; colours, the layers of the lifter, norms and biases do not."""
+    options = replace(TINY, held_out=0, kernel_rate=0.05, network=replace(NETWORK, head="lifting", width=16))
+    training = ImageTraining(embedded_hand(), source, options)
+    chosen = {id(p) for group in training.optimiser.param_groups if group["orthogonal"] for p in group["params"]}
+    names = {name for name, p in training.network.named_parameters() if id(p) in chosen}
+    assert names and all(name.startswith(("backbone.", "upright.backbone.", "head.pyramid.")) for name in names)
+    colours = {name for name, p in training.network.named_parameters() if p.ndim == 4 and p.shape[1] == 3}
+    assert colours and not names & colours
+    everything = [p for group in training.optimiser.param_groups for p in group["params"]]
+    assert len(everything) == len({id(p) for p in everything}) == len(list(training.network.parameters()))
+    before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+    training.run()
+    assert all(not torch.equal(p, before[name]) for name, p in training.network.named_parameters() if name in names)
+    plain = ImageTraining(embedded_hand(), source, replace(options, kernel_rate=0.0))
+    assert not any(group["orthogonal"] for group in plain.optimiser.param_groups)
+
+
+def test_crops_may_be_looked_at_again(source: PictureSource, tmp_path: Path) -> None:
+    """Each is in as many steps as it is given looks, in other company; what a step sees depends on its number alone."""
+    pair = embedded_hand()
+    options = BatchOptions(48, 2, 7, AugmentOptions(flip="to-right"), held_out=0)
+    batches = PictureBatches.of(source, pair, options)
+    seen = list(looked_at_again(batches, range(32), 2, 0))
+    fresh = [batches[i] for i in range(16)]
+
+    def crops(some: list[TrainingBatch]) -> list[bytes]:
+        return [crop.numpy().tobytes() for batch in some for crop in batch.crops]
+
+    assert crops(seen[:8]) == crops(fresh[:8]) and crops(seen[16:24]) == crops(fresh[8:])
+    assert sorted(crops(seen[8:16])) == sorted(crops(fresh[:8])) and sorted(crops(seen[24:])) == sorted(
+        crops(fresh[8:])
+    )
+    assert crops(seen[8:16]) != crops(fresh[:8])
+    rows = {crop: points for b in fresh for crop, points in zip(crops([b]), b.points, strict=True)}
+    assert all(torch.equal(rows[crop], points) for b in seen for crop, points in zip(crops([b]), b.points, strict=True))
+    for start, stop in ((5, 9), (11, 20), (8, 8), (31, 32)):
+        assert crops(list(looked_at_again(batches, range(start, stop), 2, 0))) == crops(seen[start:stop])
+    thrice = list(looked_at_again(batches, range(24), 3, 0))
+    assert sorted(crops(thrice)) == sorted(3 * crops(fresh[:8]))
+    once = list(looked_at_again(batches, range(3, 5), 1, 0))
+    assert crops(once) == crops(fresh[3:5])
+
+
+@pytest.mark.parametrize("again", [{}, {"kernel_rate": 0.05, "looks": 2}])
+def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path, again: dict[str, float]) -> None:
+    options = replace(TINY, **again)  # type: ignore[arg-type]
     file = tmp_path / "w.checkpoint"
 
     class Interrupted(Exception):
@@ -148,16 +196,16 @@ def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path)
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        ImageTraining(embedded_hand(), source, TINY).run(file, stop)
-    second = ImageTraining(embedded_hand(), source, TINY)
+        ImageTraining(embedded_hand(), source, options).run(file, stop)
+    second = ImageTraining(embedded_hand(), source, options)
     second.resume(file)
     assert second.step == 2
-    whole = ImageTraining(embedded_hand(), source, TINY)
+    whole = ImageTraining(embedded_hand(), source, options)
     second.run()
     whole.run()
     assert same(states(second), states(whole))
     with pytest.raises(InputError, match="another model, other pictures or other options"):
-        ImageTraining(embedded_hand(), source, replace(TINY, seed=5)).resume(file)
+        ImageTraining(embedded_hand(), source, replace(options, seed=5)).resume(file)
     file.write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(FileFormatError, match="checkpoint"):
         second.resume(file)
@@ -167,10 +215,10 @@ def test_a_resumed_training_ends_the_same(source: PictureSource, tmp_path: Path)
 
 
 def test_calibrated_deviations_hold_their_share(source: PictureSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_image, "_LEAST_CALIBRATION", 8)
+    monkeypatch.setattr(image_measure, "_LEAST_CALIBRATION", 8)
     training = ImageTraining(embedded_hand(), source, replace(TINY, held_out=12))
     network = training.averaged()
-    train_image.calibrate(network, training.batches.held_out())
+    image_measure.calibrate(network, training.batches.held_out())
     inside = []
     for batch in training.batches.held_out():
         with torch.no_grad():
@@ -181,9 +229,9 @@ def test_calibrated_deviations_hold_their_share(source: PictureSource, monkeypat
     share = torch.cat(inside).double().mean((0, 2))
     # Twelve hands with three components each.
     assert float((share - math.erf(math.sqrt(0.5))).abs().max()) < 0.04
-    monkeypatch.setattr(train_image, "_LEAST_CALIBRATION", 100)
+    monkeypatch.setattr(image_measure, "_LEAST_CALIBRATION", 100)
     fresh = training.averaged()
-    train_image.calibrate(fresh, training.batches.held_out())
+    image_measure.calibrate(fresh, training.batches.held_out())
     assert bool(fresh.log_sd_scale.isnan().all())
 
 
@@ -303,6 +351,8 @@ def test_presets_and_refusals(source: PictureSource) -> None:
         ImageTraining(embedded_hand(), source, replace(TINY, batch=9, held_out=8))
     with pytest.raises(InputError, match="at least 1 step"):
         replace(TINY, steps=0)
+    with pytest.raises(InputError, match=r"learning rate -0\.1 and crops 0 looks, expected at least 0 and 1"):
+        replace(TINY, kernel_rate=-0.1, looks=0)
     with pytest.raises(InputError, match="precision"):
         replace(TINY, precision="int8")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="negative"):

@@ -122,6 +122,19 @@ def test_every_family_gives_a_map_of_features(family: str, inputs: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("stages", [1, 3, 4])
+def test_the_built_in_family_has_as_many_stages_as_asked_for(stages: int) -> None:
+    backbone = build_backbone(BackboneOptions("small", 8, stages), 3, 64).eval()
+    with torch.no_grad():
+        maps = backbone.pyramid(torch.zeros(2, 3, 64, 64))
+    shapes = [(2, 8, 16, 16), (2, 16, 8, 8), (2, 32, 4, 4), (2, 64, 2, 2)]
+    assert [tuple(each.shape) for each in maps] == shapes[:stages]
+    assert backbone.widths == (8, 16, 32, 64)[:stages] and backbone.channels == backbone.widths[-1]
+    for wrong in (0, 7):
+        with pytest.raises(InputError, match=f"of {wrong} stages was asked for, expected 1 to 6"):
+            BackboneOptions("small", 8, wrong)
+
+
 @needs_transformers
 def test_tokens_lie_where_their_patches_do() -> None:
     """A change in the lower left patch changes the lower left feature most."""

@@ -1,8 +1,8 @@
 """How good is an image regressor on pictures it has not seen? Synthetic ones, and real ones with 3D truth.
 
-    handloop synth --out train --count 10240 --size 128 --seed 1
-    handloop synth --out unseen --count 1024 --size 128 --seed 777
-    handloop train image train --out w.safetensors
+    handloop synth --out train --count 40960 --size 128 --seed 1
+    handloop synth --out unseen --count 2048 --size 128 --seed 777
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m handloop train image train --out w.safetensors --workers 0
     python -m benchmarks.image --weights w.safetensors --unseen unseen
 
 The mean pose is what the network answers before it has learned anything: the mean of the model's own poses and shapes.
@@ -32,7 +32,7 @@ from handloop.formats.picture_set import load_picture
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
-from handloop.loop.picture_source import MARGIN, open_source
+from handloop.loop.picture_source import MARGIN, STILL_WIDER, open_source
 from handloop.losses.parameters import rotation_error
 from handloop.picture_start import crop, joined
 from handloop.priors.gaussian import GaussianPosePrior
@@ -113,7 +113,8 @@ def on_synthetic(regressor: ImageRegressor, folder: Path, pair: HandPair, refine
     for start in range(0, source.count or 0, _CHUNK):
         drawn = source.draw(range(start, min(start + _CHUNK, source.count or 0)))
         some = drawn.hands
-        batch = crop(drawn.pictures, some.keypoints, some.box, some.camera, regressor)
+        box = square_box(some.box, STILL_WIDER)
+        batch = crop(drawn.pictures, some.keypoints, box, some.camera, regressor)
         begun = time.perf_counter()
         looked.append(regressor.look(batch))
         seconds += time.perf_counter() - begun
@@ -154,7 +155,7 @@ def on_real(regressor: ImageRegressor, folder: Path, pair: HandPair, refined: in
             keypoints = Keypoints.from_arrays(data[uv].astype(np.float64), data["is_right"].astype(bool), sizes)
             truth = torch.from_numpy(data["joints_cam_mm"].astype(np.float64)) / 1000
             camera = Camera.from_matrix(data[matrix].astype(np.float64))
-        box = square_box(keypoints.box(), MARGIN)
+        box = square_box(keypoints.box(), MARGIN * STILL_WIDER)
         looked = regressor.look(crop(pictures, keypoints, box, camera, regressor))
         report_all(name, looked, keypoints, truth, camera, pair, refined)
 

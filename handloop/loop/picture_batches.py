@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from handloop.core.augmentation import AugmentOptions, draw_augmentation
 from handloop.core.camera import Camera
+from handloop.core.crop import square_box
 from handloop.core.errors import HandloopError
 from handloop.core.params import HandParams
 from handloop.core.view_change import ViewChange
 from handloop.formats.crops import augment_pictures, warp_pictures
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import HandPair
-from handloop.loop.picture_source import DrawnPictures, PictureSource
+from handloop.loop.picture_source import STILL_WIDER, DrawnPictures, PictureSource
 from handloop.losses.mask import distance_field, mask_pixels
 
 Made = TypeVar("Made", covariant=True)
@@ -153,17 +154,26 @@ class PictureBatches:
         first = HELD_OUT_FROM if count is None else count - o.held_out
         for start in range(first, first + o.held_out, o.batch):
             numbers = list(range(start, min(start + o.batch, first + o.held_out)))
-            yield self.augmented(numbers, STILL, torch.Generator().manual_seed(o.seed))[0]
+            yield self.augmented(numbers, STILL, torch.Generator().manual_seed(o.seed), STILL_WIDER)[0]
 
     def augmented(
-        self, numbers: Sequence[int], augment: AugmentOptions, generator: torch.Generator
+        self, numbers: Sequence[int], augment: AugmentOptions, generator: torch.Generator, wider: float = 1.0
     ) -> tuple[TrainingBatch, ViewChange]:
-        """These hands of the source in augmented crops, and the way from their pictures into the crops."""
+        """These hands of the source in augmented crops of `wider` boxes, and the way from their pictures into them."""
         drawn, o = self.source.draw(numbers), self.options
         hands = drawn.hands
         keypoints = hands.keypoints
+        box = hands.box if wider == 1 else square_box(hands.box, wider)
         drawing = draw_augmentation(
-            *(hands.camera, hands.box, o.size, keypoints.image_size, keypoints.is_right, augment, generator)
+            *(
+                hands.camera,
+                box,
+                o.size,
+                keypoints.image_size,
+                keypoints.is_right,
+                augment,
+                generator,
+            )
         )
         view = drawing.view
         crops = augment_pictures(drawn.pictures, drawing)

@@ -18,7 +18,7 @@ from handloop.loop.image_losses import ImageLoss, ImageLossWeights, errors_of
 from handloop.loop.image_measure import Measured, regress
 from handloop.loop.image_presets import PRESETS, with_network
 from handloop.loop.picture_batches import BatchOptions, PictureBatches, TrainingBatch, looked_at_again
-from handloop.loop.picture_source import PictureSource, open_source
+from handloop.loop.picture_source import STILL_WIDER, PictureSource, open_source
 from handloop.loop.train_image import ImageProgress, ImageTraining, ImageTrainOptions
 from handloop.regressors.backbones import BackboneOptions
 from handloop.regressors.image_heads import TAUGHT_SD
@@ -357,3 +357,19 @@ def test_presets_and_refusals(source: PictureSource) -> None:
         replace(TINY, precision="int8")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="negative"):
         ImageLossWeights(points=-1)
+
+
+def test_hands_held_out_are_as_large_as_those_learned_from(source: PictureSource) -> None:
+    """Rolled crops hold their whole box and show smaller hands; still crops make up for it."""
+    options = BatchOptions(96, 16, 0, AugmentOptions(rotation_deg=180, scale=0, shift=0, flip="to-right"), held_out=16)
+    batches = PictureBatches.of(source, embedded_hand(), options)
+
+    def extent(batch: TrainingBatch) -> float:
+        return float((batch.points.amax(1) - batch.points.amin(1)).norm(dim=1).mean())
+
+    held_out = extent(next(iter(batches.held_out())))
+    generator = torch.Generator().manual_seed(0)
+    rolled = [extent(batches.augmented(range(16), options.augment, generator)[0]) for _ in range(20)]
+    assert held_out == pytest.approx(sum(rolled) / len(rolled), rel=0.12)
+    plain = extent(batches.augmented(range(16), STILL, generator)[0])
+    assert held_out == pytest.approx(plain / STILL_WIDER, rel=0.02)

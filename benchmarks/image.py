@@ -32,7 +32,7 @@ from handloop.formats.picture_set import load_picture
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.load import load_hand
 from handloop.hand.model import HandPair
-from handloop.loop.picture_source import MARGIN, STILL_WIDER, open_source
+from handloop.loop.picture_source import open_source
 from handloop.losses.parameters import rotation_error
 from handloop.picture_start import crop, joined
 from handloop.priors.gaussian import GaussianPosePrior
@@ -113,7 +113,7 @@ def on_synthetic(regressor: ImageRegressor, folder: Path, pair: HandPair, refine
     for start in range(0, source.count or 0, _CHUNK):
         drawn = source.draw(range(start, min(start + _CHUNK, source.count or 0)))
         some = drawn.hands
-        box = square_box(some.box, STILL_WIDER)
+        box = square_box(some.keypoints.box(), regressor.network.options.margin)
         batch = crop(drawn.pictures, some.keypoints, box, some.camera, regressor)
         begun = time.perf_counter()
         looked.append(regressor.look(batch))
@@ -155,7 +155,7 @@ def on_real(regressor: ImageRegressor, folder: Path, pair: HandPair, refined: in
             keypoints = Keypoints.from_arrays(data[uv].astype(np.float64), data["is_right"].astype(bool), sizes)
             truth = torch.from_numpy(data["joints_cam_mm"].astype(np.float64)) / 1000
             camera = Camera.from_matrix(data[matrix].astype(np.float64))
-        box = square_box(keypoints.box(), MARGIN * STILL_WIDER)
+        box = square_box(keypoints.box(), regressor.network.options.margin)
         looked = regressor.look(crop(pictures, keypoints, box, camera, regressor))
         report_all(name, looked, keypoints, truth, camera, pair, refined)
 

@@ -80,7 +80,9 @@ def fits_mm(training: ImageLoop, truth: LabelledHands) -> float:
 
 def report(name: str, regressor: ImageRegressor, unseen: ShardSource, fits: float, seconds: float, steps: int) -> None:
     """One row of the table."""
-    options = BatchOptions(regressor.network.options.size, 64, 0, STILL, held_out=unseen.count)
+    options = BatchOptions(
+        regressor.network.options.size, 64, 0, STILL, held_out=unseen.count, margin=regressor.network.options.margin
+    )
     found = measure(regressor.network, PictureBatches.of(unseen, embedded_hand(), options))
     each = f"{1000 * seconds / steps:.0f}" if steps else ""
     print(

@@ -21,7 +21,6 @@ from handloop.formats.options import Problem, ReadOptions, ReadResult
 from handloop.formats.picture_set import load_picture
 from handloop.formats.read import read_keypoints
 from handloop.hand.model import HandPair
-from handloop.loop.picture_source import MARGIN, STILL_WIDER
 from handloop.regressors.base import CropBatch
 from handloop.regressors.image import FORMAT, ImageRegressor, read_description
 from handloop.synth.shard_index import is_sharded
@@ -55,7 +54,7 @@ class PictureStart:
             read = read_keypoints(inputs, options)
             box = read.keypoints.box()
         check_pictures(read.keypoints)
-        return read, square_box(box, MARGIN * STILL_WIDER)
+        return read, box
 
     def propose(
         self, read: ReadResult, box: Tensor, camera: Camera, pair: HandPair, device: torch.device
@@ -67,6 +66,7 @@ class PictureStart:
         """
         regressor = ImageRegressor.load(self.weights, pair)
         regressor.network.to(device)
+        box = square_box(box, regressor.network.options.margin)
         proposals, kept, problems = [], [], []
         for start in range(0, len(box), _CHUNK):
             rows = list(range(start, min(start + _CHUNK, len(box))))

@@ -76,7 +76,9 @@ class ImageLoop(LoopRun):
         there = torch.device("cpu") if device is None else device
         learner = ImageLearner(pair, config, config.image, start, limits, there)
         data = data_of(source, config.held_out)
-        options = BatchOptions(learner.size, config.batch, config.seed, config.image.augment)
+        options = BatchOptions(
+            learner.size, config.batch, config.seed, config.image.augment, margin=learner.network.options.margin
+        )
         self.pictures = LoopPictures(data, PictureBatches.of(source, pair, options))
         self._coming: Iterator[SeenHands] = iter(())
         super().__init__(folder, data, pair, config, learner, layout, prior, memory)

@@ -28,7 +28,7 @@ PRESETS: dict[str, ImageTrainOptions] = {
         heading_first=0.18,
         ema=0.996,
         rising=0.05,
-        network=ImageNetworkOptions(BackboneOptions(width=40, stages=3), "lifting", width=64, upright=72),
+        network=ImageNetworkOptions(BackboneOptions(width=40, stages=3), "lifting", width=64, upright=72, margin=1.5),
         weights=ImageLossWeights(fingers=3.0, heat=1.0, located=3.0),
         # Rendered hands turn every way in the picture, and so do hands seen from a head.
         augment=AugmentOptions(rotation_deg=180, scale=0.12, shift=0.04, flip="to-right", occlusion=0.1),

@@ -18,7 +18,7 @@ from handloop.core.view_change import ViewChange
 from handloop.hand.kinematics import Kinematics
 from handloop.loop.hand_data import HandData
 from handloop.loop.picture_batches import STILL, PictureBatches, TrainingBatch
-from handloop.loop.picture_source import STILL_WIDER
+from handloop.loop.picture_source import MARGIN
 from handloop.loop.supervise import Supervision
 from handloop.regressors.network import Lifted
 
@@ -51,10 +51,12 @@ class LoopPictures:
 
     def plain(self, rows: Tensor) -> SeenHands:
         """Hands of the data without random changes."""
-        return self._seen(rows, STILL, torch.Generator().manual_seed(0), STILL_WIDER)
+        return self._seen(rows, STILL, torch.Generator().manual_seed(0), self.batches.options.margin)
 
-    def _seen(self, rows: Tensor, augment: AugmentOptions, generator: torch.Generator, wider: float = 1.0) -> SeenHands:
-        batch, view = self.batches.augmented(rows.tolist(), augment, generator, wider)
+    def _seen(
+        self, rows: Tensor, augment: AugmentOptions, generator: torch.Generator, margin: float = MARGIN
+    ) -> SeenHands:
+        batch, view = self.batches.augmented(rows.tolist(), augment, generator, margin)
         return SeenHands(rows, batch, turn_into(view, self.data.keypoints.is_right[rows]))
 
 

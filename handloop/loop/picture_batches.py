@@ -24,7 +24,7 @@ from handloop.core.view_change import ViewChange
 from handloop.formats.crops import augment_pictures, warp_pictures
 from handloop.hand.kinematics import Kinematics
 from handloop.hand.model import HandPair
-from handloop.loop.picture_source import STILL_WIDER, DrawnPictures, PictureSource
+from handloop.loop.picture_source import MARGIN, DrawnPictures, PictureSource
 from handloop.losses.mask import distance_field, mask_pixels
 
 Made = TypeVar("Made", covariant=True)
@@ -114,6 +114,8 @@ class BatchOptions:
     """Share of those points that go missing."""
     held_out: int = 0
     """Hands at the end of the source that are never trained on."""
+    margin: float = MARGIN
+    """Of crops without random changes (`ImageNetworkOptions.margin`)."""
     rank: int = 0
     """Of the process that the batches are for, among `ranks`, each of which has batches of its own."""
     ranks: int = 1
@@ -154,16 +156,16 @@ class PictureBatches:
         first = HELD_OUT_FROM if count is None else count - o.held_out
         for start in range(first, first + o.held_out, o.batch):
             numbers = list(range(start, min(start + o.batch, first + o.held_out)))
-            yield self.augmented(numbers, STILL, torch.Generator().manual_seed(o.seed), STILL_WIDER)[0]
+            yield self.augmented(numbers, STILL, torch.Generator().manual_seed(o.seed), o.margin)[0]
 
     def augmented(
-        self, numbers: Sequence[int], augment: AugmentOptions, generator: torch.Generator, wider: float = 1.0
+        self, numbers: Sequence[int], augment: AugmentOptions, generator: torch.Generator, margin: float = MARGIN
     ) -> tuple[TrainingBatch, ViewChange]:
-        """These hands of the source in augmented crops of `wider` boxes, and the way from their pictures into them."""
+        """These hands of the source in augmented crops, and the way from their pictures into them."""
         drawn, o = self.source.draw(numbers), self.options
         hands = drawn.hands
         keypoints = hands.keypoints
-        box = hands.box if wider == 1 else square_box(hands.box, wider)
+        box = hands.box if margin == MARGIN else square_box(hands.box, margin / MARGIN)
         drawing = draw_augmentation(
             *(
                 hands.camera,

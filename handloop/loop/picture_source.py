@@ -30,10 +30,7 @@ from handloop.synth.shard_index import IndexedPictures, index_pictures, is_shard
 
 MARGIN = 1.3
 """Side of a training crop's box over the longer side of the keypoints' box, which ends at the joints inside the
-fingertips. A rolled crop holds its whole box and so is wider, 1.27 times on average when it rolls all the way round."""
-STILL_WIDER = 1.15
-"""How much wider the boxes are of crops that do not roll, so that a network is shown hands about as large as those that
-it learned from."""
+fingertips. For crops to look at, see `ImageNetworkOptions.margin`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,7 +142,7 @@ class ImageTraining:
             pair,
             BatchOptions(
                 net.size, share, options.seed, options.augment, options.weights.mask > 0,
-                held_out=options.held_out, rank=self.ranks.rank, ranks=self.ranks.n,
+                held_out=options.held_out, margin=net.margin, rank=self.ranks.rank, ranks=self.ranks.n,
             ),
         )  # fmt: skip
         n = self.batches.trained_on()

@@ -48,6 +48,10 @@ class ImageNetworkOptions:
     """Side of the turned crops that the lifting head works on, px."""
     heatmaps: bool = False
     """Takes 21 heat-maps of keypoints besides the colours."""
+    margin: float = 1.3
+    """Side of the crops it is shown over the longer side of the keypoints' box, which ends at the joints inside the
+    fingertips: so that hands are about as large as those that it learned from. A rolled training crop holds its whole
+    box and so is wider than one that does not roll, 1.27 times on average when it rolls all the way round."""
 
     def __post_init__(self) -> None:
         if self.head not in ("iterative", "attention", "lifting") or self.pose not in ("6d", "pca"):
@@ -57,6 +61,8 @@ class ImageNetworkOptions:
             )
         if self.head == "lifting" and self.pose == "pca":
             raise InputError("the lifting head gives rotations; choose the pose 6d, not pca.")
+        if not 1 <= self.margin <= 4:
+            raise InputError(f"a margin of {self.margin} was given, expected 1 to 4 times the keypoints' box.")
         if min(self.size, self.upright) < 32 or self.width < 8 or self.rounds < 1 or not 1 <= self.components <= 45:
             raise InputError(
                 f"crops of {self.size} px, turned ones of {self.upright}, a head {self.width} wide of {self.rounds} "

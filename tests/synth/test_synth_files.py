@@ -19,6 +19,7 @@ from handloop import synth_job
 from handloop.cli import main
 from handloop.core.errors import FileFormatError, HandloopError, InputError
 from handloop.evaluation.truth import read_truth
+from handloop.formats.datasets.open import open_pictures
 from handloop.hand.mesh import regressed_joints, skin
 from handloop.hand.model import HandPair
 from handloop.synth import PictureOptions, Renderer, read_pictures
@@ -144,6 +145,8 @@ def test_freihand_layout(tmp_path: Path, renderer: Renderer) -> None:
     produce(wanted)
     truth = read_truth(tmp_path)
     assert truth.is_freihand and len(truth) == 6 and truth.camera is not None
+    sides = open_pictures(tmp_path).keypoints.image_size
+    assert sides.tolist() == [[float(SMALL.size)] * 2] * 6, "not FreiHAND's own 224 px"
     values = {name: json.loads((tmp_path / f"training_{name}.json").read_text()) for name in ("mano", "K", "scale")}
     assert np.array(values["mano"]).shape == (6, 1, 61) and np.array(values["K"]).shape == (6, 3, 3)
     hand = renderer.pair.right

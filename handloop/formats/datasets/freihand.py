@@ -15,10 +15,12 @@ from handloop.core.errors import FileFormatError
 from handloop.formats.datasets.gather import Gathered, Listing, read_array
 from handloop.formats.loading import numbers, read_json
 from handloop.formats.picture_set import ManoSample, PictureSample, project
+from handloop.formats.pictures import picture_size
 
 SPLITS = ("training", "evaluation")
 EXPECTED = "training_K.json or evaluation_K.json"
 _SIZE = (224.0, 224.0)
+"""Of the published pictures; folders of this layout by others have other sizes, which their first picture tells."""
 
 
 def found(folder: Path) -> bool:
@@ -51,6 +53,8 @@ def _split(gathered: Gathered, split: str, matrices: np.ndarray) -> None:
     numbered = sorted(int(stem) for stem in pictures if stem.isdecimal())
     if not numbered:
         gathered.notes.append(f"{split}/rgb holds no pictures.")
+    first = listing.find(folder / split / "rgb", f"{numbered[0]:08d}") if numbered else ""
+    size = (picture_size(first) if first else None) or _SIZE
     for number in numbered or range(n):
         hand = number % n
         gathered.samples.append(
@@ -59,7 +63,7 @@ def _split(gathered: Gathered, split: str, matrices: np.ndarray) -> None:
                 points[hand],
                 True,
                 listing.find(folder / split / "rgb", f"{number:08d}"),
-                _SIZE,
+                size,
                 matrices[hand],
                 joints[hand],
                 mask=listing.find(folder / split / "mask", f"{hand:08d}"),

@@ -240,6 +240,8 @@ class ImageTraining:
 
     def _settle(self) -> None:
         """Norms count what their own process sees; from here on, all have the mean of it."""
+        if self.ranks.n == 1:
+            return
         norms = [
             running
             for network in (self.network, self.mean.module)
@@ -249,7 +251,7 @@ class ImageTraining:
             if running is not None
         ]
         self.ranks.add_up(norms)
-        for running in norms if self.ranks.n > 1 else ():
+        for running in norms:
             running /= self.ranks.n
 
     def _parts(self, batch: TrainingBatch) -> dict[str, Tensor]:

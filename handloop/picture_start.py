@@ -85,7 +85,7 @@ class PictureStart:
                 proposals.append(regressor.propose(crop(pictures, some, box[at], camera.select(at), regressor)))
                 kept += good
         if not kept:
-            first = problems[0].message if problems else "there are no hands"
+            first = next((f"{p.path}: {p.message}" for p in (*problems, *read.problems)), "there are no hands")
             raise InputError(f"no picture can be looked at: {first}")
         at = torch.tensor(kept)
         read = replace(read, keypoints=read.keypoints.select(at), problems=(*read.problems, *problems))

@@ -125,6 +125,9 @@ def test_what_cannot_be_done_is_said(
     assert run(pictures, "--boxes", tmp_path / "b.json", "--out", tmp_path / "p") == 2
     assert "--boxes is for image regressors" in capsys.readouterr().err
     start = PictureStart(weights, None)
+    (tmp_path / "note.txt").write_text("hello")
+    assert run(tmp_path / "note.txt", "--weights", weights, "--out", tmp_path / "p") == 2
+    assert "note.txt: files of the kind .txt are not keypoints that can be read" in capsys.readouterr().err
     np.savez(tmp_path / "hands.npz", keypoints_2d=np.random.default_rng(0).uniform(0, 99, (2, 21, 2)))
     with pytest.raises(InputError, match="2 hands come without a picture"):
         start.read([tmp_path / "hands.npz"], ReadOptions())
